@@ -1,0 +1,50 @@
+"""Write predictions to a file."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import BasePredictionWriter
+from pytorch_lightning.utilities import rank_zero_info
+
+
+class PredictionWriter(BasePredictionWriter):
+    """`predict` writes predictions.csv: sample index, true label, predicted label, and a probability for each class.
+
+    Rows stand in the data set's order, each sample once, whatever the number of processes. Classes go by the
+    DataModule's `class_names` where it has them.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(write_interval="epoch")
+
+    def write_on_epoch_end(
+        self, trainer: Trainer, pl_module: LightningModule, predictions: Sequence[Any], batch_indices: Sequence[Any]
+    ) -> None:
+        rows: dict[int, list[Any]] = {}
+        for batch, indices in zip(predictions, batch_indices[0], strict=True):
+            probabilities, targets = batch["probabilities"].float().cpu(), batch["targets"].tolist()
+            labels = probabilities.argmax(-1).tolist()
+            for index, target, label, row in zip(indices, targets, labels, probabilities.tolist(), strict=True):
+                rows[index] = [target, label, *row]
+        if trainer.world_size > 1:
+            gathered: list[dict[int, list[Any]]] = [{}] * trainer.world_size
+            torch.distributed.all_gather_object(gathered, rows)
+            rows = {index: row for part in gathered for index, row in part.items()}
+        if trainer.is_global_zero:
+            self._write(trainer, rows)
+
+    def _write(self, trainer: Trainer, rows: dict[int, list[Any]]) -> None:
+        num_classes = len(next(iter(rows.values()))) - 2
+        names = getattr(trainer.datamodule, "class_names", range(num_classes))  # type: ignore[attr-defined]
+        path = Path(trainer.log_dir or trainer.default_root_dir) / "predictions.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["index", "label", "predicted", *(f"p({name})" for name in names)])
+            for index, (target, label, *probabilities) in sorted(rows.items()):
+                writer.writerow([index, names[target], names[label], *(f"{p:.6g}" for p in probabilities)])
+        rank_zero_info(f"predictions of {len(rows)} samples: {path}")

@@ -1,0 +1,56 @@
+"""`frugal count`: what a network costs."""
+
+import argparse
+import json
+from typing import Any
+
+import yaml
+
+import networks
+from networks.complexity import Report
+
+DESCRIPTION = """\
+Count what a network costs as deployed, layer by layer: parameters, FLOPs and BOPs (multiply-adds, each counted once,
+for one input) and stored bits.
+
+  frugal count --network resnet18 --input 3,224,224
+  frugal count -c configs/biprop/digits/conv2.yaml --model.keep_fraction 0.2
+"""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print the cost table of a network given by name, or of a config's."""
+    parser = argparse.ArgumentParser(
+        "frugal count", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--network", help="timm name of a network, ours or timm's own")
+    what.add_argument("-c", "--config", action="append", help="config of a run; any option of `frugal fit` may follow")
+    parser.add_argument("--input", type=_size, help="size of one input for --network, such as 3,224,224", metavar="C,H,W")
+    parser.add_argument("--num_classes", type=int, help="outputs for --network; default: the network's own")
+    parser.add_argument("--network_args", type=yaml.safe_load, help="its arguments, such as '{width: 0.5}'")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    options, overrides = parser.parse_known_args(arguments)
+    if options.network and overrides:
+        parser.error(f"unknown: {' '.join(overrides)}")
+    if options.network and not options.input:
+        parser.error("--network needs --input, such as --input 3,224,224")
+    report = _of_config(options.config, overrides) if options.config else _of_network(options)
+    print(json.dumps(report.to_dict(), indent=2) if options.json else report)
+
+
+def _size(text: str) -> tuple[int, ...]:
+    return tuple(int(side) for side in text.split(","))
+
+
+def _of_network(options: argparse.Namespace) -> Report:
+    network = networks.create(options.network, options.input, options.num_classes, options.network_args)
+    return networks.complexity.count(network, options.input)
+
+
+def _of_config(configs: list[str], overrides: list[str]) -> Report:
+    from commands.train import FrugalCLI
+
+    arguments = [part for config in configs for part in ("-c", config)]
+    model: Any = FrugalCLI([*arguments, *overrides], run=False).model
+    return networks.complexity.count(model.network, model.input_size)

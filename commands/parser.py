@@ -1,0 +1,48 @@
+"""The command line's parser: a mistake gets one line, with the nearest name that exists."""
+
+import difflib
+import inspect
+import re
+import sys
+from typing import NoReturn
+
+from pytorch_lightning.cli import LightningArgumentParser
+
+
+class Parser(LightningArgumentParser):
+    """Lightning's parser, whose messages span many lines of union types."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        parser = getattr(ex, "subcommand_parser", self)
+        sys.stderr.write(f"frugal: error: {_one_line(message)}{_suggestion(message, parser)}\n")
+        sys.exit(2)
+
+
+def _one_line(message: str) -> str:
+    key = re.search(r'Parser key "([^"]*)":\s*(.*)', message, re.DOTALL)
+    subject, text = (f"{key[1]}: ", key[2]) if key else ("", message)
+    reasons = re.findall(r"^\s*- ((?!Expected a path|Does not validate|Expected a <class 'NoneType'>).*)$", text, re.M)
+    text = reasons[0] if reasons else text
+    text = re.sub(r"<class '([\w.]*)'>", r"\1", text).replace("typing.", "")
+    return subject + " ".join(text.split())
+
+
+def _suggestion(message: str, parser: LightningArgumentParser) -> str:
+    """`; did you mean ...?` for a word of the message that is nearly a key or a class."""
+    wrong = re.search(r"option '([^']+)'|import path string: (\S+)", message, re.IGNORECASE)
+    if not wrong:
+        return ""
+    typed = (wrong[1] or wrong[2]).rpartition(".")[2]
+    close = difflib.get_close_matches(typed, _known_names(parser), n=2)
+    return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+def _known_names(parser: LightningArgumentParser) -> set[str]:
+    import datamodules
+    import lightning_modules
+
+    names = {part for action in parser._actions for part in action.dest.split(".")}
+    for package in (datamodules, lightning_modules):
+        for name in package.__all__:
+            names |= {name, *inspect.signature(getattr(package, name).__init__).parameters}
+    return names

@@ -1,0 +1,49 @@
+"""Where a run lives: runs/<path of the config>/seed<k>/, so that a later step, a resume and a table find it."""
+
+from pathlib import Path
+
+from networks import InputError
+
+
+def run_folder(configs: list[str], seed: int | bool) -> Path:
+    """Folder of the run of a config; the first of several names it, for the others are overlays."""
+    if not configs:
+        return Path("runs/unnamed") / _seed(seed)
+    path = Path(configs[0]).resolve().with_suffix("")
+    base = Path.cwd()
+    relative = path.relative_to(base) if path.is_relative_to(base) else path.relative_to(path.anchor)
+    parts = relative.parts[1:] if relative.parts[0] == "configs" else relative.parts
+    return Path("runs", *parts) / _seed(seed)
+
+
+def _seed(seed: int | bool) -> str:
+    return "unseeded" if seed is False else f"seed{seed}"
+
+
+def set_aside(folder: Path) -> Path | None:
+    """Rename an earlier run of the same name to <folder>.1, .2, ..., so that a new one loses nothing."""
+    if not folder.exists() or not any(folder.iterdir()):
+        return None
+    number = 1
+    while (kept := folder.with_name(f"{folder.name}.{number}")).exists():
+        number += 1
+    folder.rename(kept)
+    return kept
+
+
+def checkpoint(folder: Path, given: str | None) -> Path | None:
+    """The checkpoint file meant by --ckpt_path: `last` and `best` are those of the run folder.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    if given is None:
+        return None
+    if given not in ("last", "best"):
+        if not Path(given).is_file():
+            raise InputError(f"no checkpoint at {given}; --ckpt_path takes a file, last or best")
+        return Path(given)
+    path = folder / "checkpoints" / f"{given}.ckpt"
+    if not path.is_file():
+        raise InputError(f"no checkpoint at {path}: run `frugal fit` with this config first, or give --ckpt_path FILE")
+    return path

@@ -1,0 +1,5 @@
+"""Data: every module says `num_classes` and `input_size` before it reads anything."""
+
+from datamodules.digits import Digits
+
+__all__ = ["Digits"]

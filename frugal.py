@@ -1,0 +1,63 @@
+"""The command `frugal`. It only finds the subcommand; what that needs is imported when it runs."""
+
+import difflib
+import importlib
+import os
+import sys
+
+COMMANDS = {
+    "fit": ("train a network: frugal fit -c CONFIG", "commands.train"),
+    "validate": ("score a trained network on the validation data", "commands.train"),
+    "test": ("score a trained network on the test data", "commands.train"),
+    "predict": ("write a CSV of labels and probabilities for the test data", "commands.train"),
+    "count": ("show what a network costs: parameters, FLOPs, BOPs, stored bits", "commands.count"),
+}
+
+
+def usage() -> str:
+    lines = [f"  {name:<10} {summary}" for name, (summary, _) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: frugal COMMAND [OPTIONS]",
+            "",
+            "Networks that cost little: few bits, few weights, few multiplications.",
+            "",
+            *lines,
+            "",
+            "frugal COMMAND --help tells more. Configs are in configs/, results go to runs/.",
+        ]
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a subcommand. Exit status: 0, 1 for input that cannot work, 2 for a command line that cannot be read."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if not given or given[0] in ("-h", "--help"):
+        print(usage())
+        return
+    name = given[0]
+    if name not in COMMANDS:
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        fail(f"no command {name!r}; " + (f"did you mean {close[0]}?" if close else "frugal --help lists them"), 2)
+    sys.path.append(os.getcwd())  # users' own classes; a console script does not look there
+    module = importlib.import_module(COMMANDS[name][1])
+    from networks import InputError
+
+    try:
+        module.main(given if COMMANDS[name][1] == "commands.train" else given[1:])
+    except Exception as error:
+        cause: BaseException | None = error  # parsers and trainers wrap what went wrong
+        while cause and not isinstance(cause, InputError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        fail(str(cause), 1)
+
+
+def fail(message: str, status: int) -> None:
+    print(f"frugal: error: {message}", file=sys.stderr)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,6 @@
+"""How networks are trained: one module per method over a shared Classifier."""
+
+from lightning_modules.biprop import Biprop
+from lightning_modules.classifier import Classifier
+
+__all__ = ["Biprop", "Classifier"]

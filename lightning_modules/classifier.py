@@ -1,0 +1,173 @@
+"""How a classifier is trained: loss, loss terms, metrics, optimiser and schedule. Every method inherits it."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from pytorch_lightning import LightningModule
+from pytorch_lightning.cli import OptimizerCallable
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy
+
+import networks
+from networks import InputError
+
+Schedule = Literal["cosine", "constant"]
+LossTerm = Callable[[Any, Tensor], Tensor]  # (batch, outputs) -> loss
+
+
+class Classifier(LightningModule):
+    """Trains any network to classify: cross-entropy with label smoothing, top-1 and top-5 accuracy.
+
+    Logs train/loss, train/top1, val/loss, val/top1, test/loss, test/top1, and top5 where there are more than five
+    classes; accuracies are fractions. `loss_terms` maps a name to a callable (batch, outputs) -> loss; each term is
+    added to the loss in training and logged as train/<name>.
+
+    Args:
+        network: a timm name ("conv4", "resnet18"), or any module that gives logits (N, num_classes).
+        num_classes: number of classes; the command takes it from the data.
+        input_size: size of one input, (C, H, W) or (C, T); the command takes it from the data.
+        network_args: arguments for a network given by name, such as {"width": 0.5}.
+        optimizer: builds the optimiser from parameter groups.
+        schedule: "cosine" from the optimiser's rate to 0 over trainer.max_epochs, or "constant"; stepped every epoch.
+        warmup_epochs: w epochs before that with rate * (epoch + 1) / w.
+        label_smoothing: mass spread evenly over the classes, in evaluation's loss too.
+
+    Raises:
+        InputError: an unknown network, or one that does not fit num_classes or input_size.
+    """
+
+    def __init__(
+        self,
+        network: str | nn.Module,
+        num_classes: int | None = None,
+        input_size: tuple[int, ...] | None = None,
+        network_args: dict[str, Any] | None = None,
+        optimizer: OptimizerCallable = lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=1e-4),
+        schedule: Schedule = "cosine",
+        warmup_epochs: int = 0,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["optimizer"] if isinstance(network, str) else ["optimizer", "network"])
+        if num_classes is None or input_size is None:
+            raise InputError("num_classes and input_size are not known: give both, or data that says them")
+        if isinstance(network, str):
+            network = networks.create(network, input_size, num_classes, network_args)
+        self.network = network
+        self.num_classes, self.input_size = num_classes, tuple(input_size)
+        self.optimizer, self.schedule, self.warmup_epochs = optimizer, schedule, warmup_epochs
+        self.criterion = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+        self.loss_terms: dict[str, LossTerm] = {}
+        top_k = {"top1": 1, "top5": 5} if num_classes > 5 else {"top1": 1}
+        self.losses, self.accuracies = nn.ModuleDict(), nn.ModuleDict()
+        for stage in ("train", "val", "test"):
+            self.losses[f"{stage}/loss"] = MeanMetric()
+            for name, k in top_k.items():  # argument checks would read values back from the device in every step
+                accuracy = MulticlassAccuracy(num_classes, k, average="micro", validate_args=False)
+                self.accuracies[f"{stage}/{name}"] = accuracy
+
+    def setup(self, stage: str) -> None:
+        """Refuse data or a network of another class count before anything runs."""
+        classes = getattr(getattr(self.trainer, "datamodule", None), "num_classes", self.num_classes)
+        if classes != self.num_classes:
+            raise InputError(f"the model has num_classes={self.num_classes}, the data have {classes}: drop num_classes")
+        outputs = networks.complexity.count(self.network, self.input_size).output_size
+        if outputs not in ((), (self.num_classes,)):
+            raise InputError(f"the network gives outputs of size {outputs}, not ({self.num_classes},): one per class")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, num_classes) of inputs (N, *input_size)."""
+        return self.network(x)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        inputs, targets = batch
+        outputs = self(inputs)
+        loss = self.criterion(outputs, targets)
+        for name, term in self.loss_terms.items():
+            value = term(batch, outputs)
+            self.log(f"train/{name}", value, on_step=False, on_epoch=True)
+            loss = loss + value
+        self.log("train/loss_step", loss, prog_bar=True)
+        self._measure("train", loss, outputs, targets)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self._evaluate("val", batch)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self._evaluate("test", batch)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        """Probabilities (N, num_classes) and, from the data, the true labels (N,)."""
+        inputs, targets = batch
+        return {"probabilities": self(inputs).softmax(-1), "targets": targets}
+
+    def _evaluate(self, stage: str, batch: Any) -> None:
+        inputs, targets = batch
+        outputs = self(inputs)
+        self._measure(stage, self.criterion(outputs, targets), outputs, targets)
+
+    def _measure(self, stage: str, loss: Tensor, outputs: Tensor, targets: Tensor) -> None:
+        """Log metric objects, which stay exact over uneven batches and several processes."""
+        name = f"{stage}/loss"
+        self.losses[name].update(loss.detach(), len(targets))
+        self.log(name, self.losses[name], on_step=False, on_epoch=True)
+        for name, accuracy in self.accuracies.items():
+            if name.startswith(stage):
+                accuracy.update(outputs.detach(), targets)
+                self.log(name, accuracy, on_step=False, on_epoch=True, prog_bar=name.endswith("top1"))
+
+    def decays(self, name: str, parameter: nn.Parameter) -> bool:
+        """Whether weight decay acts on a trained parameter; a method overrides it where its paper says so."""
+        return True
+
+    def configure_optimizers(self) -> Any:
+        trained = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for name, p in trained if self.decays(name, p)]},
+            {"params": [p for name, p in trained if not self.decays(name, p)], "weight_decay": 0.0},
+        ]
+        optimizer = self.optimizer([group for group in groups if group["params"]])
+        if self.schedule == "constant" and not self.warmup_epochs:
+            return optimizer
+        scheduler = warmup_then(self.schedule, optimizer, self.trainer.max_epochs or 0, self.warmup_epochs)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse another network's checkpoint in one line instead of a list of its tensors."""
+        ours, theirs = self.state_dict(), checkpoint["state_dict"]
+        missing, extra = ours.keys() - theirs.keys(), theirs.keys() - ours.keys()
+        other_size = [name for name in ours.keys() & theirs.keys() if ours[name].shape != theirs[name].shape]
+        if missing or extra or other_size:
+            example = min(missing or extra or other_size)
+            raise InputError(
+                f"the checkpoint is of another network than {self.hparams.get('network', type(self.network).__name__)}: "
+                f"{len(missing)} tensors are missing, {len(extra)} unknown, {len(other_size)} of another size, "
+                f"{example} for one; give the config that it was trained with"
+            )
+
+
+def warmup_then(schedule: Schedule, optimizer: Optimizer, epochs: int, warmup_epochs: int) -> LRScheduler:
+    """Linear warm-up, then cosine or constant, stepped every epoch e = 0, 1, ...
+
+    lr(e) = lr0 * (e + 1) / w for e < w; then lr0, or lr0 * (1 + cos(pi * (e - w) / (E - w))) / 2 for "cosine".
+
+    Args:
+        epochs: E, the whole run's.
+        warmup_epochs: w, less than E.
+
+    Raises:
+        InputError: E is not known, or leaves nothing behind the warm-up.
+    """
+    w = warmup_epochs
+    if schedule == "cosine" and epochs <= w:
+        raise InputError(f"the cosine schedule ends with trainer.max_epochs: give more than warmup_epochs={w}")
+    ramp = LinearLR(optimizer, start_factor=1 / max(w, 1), total_iters=max(w - 1, 1))
+    if schedule == "constant":
+        return ramp
+    cosine = CosineAnnealingLR(optimizer, T_max=epochs - w)
+    return SequentialLR(optimizer, [ramp, cosine], milestones=[w]) if w else cosine

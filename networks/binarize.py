@@ -1,0 +1,58 @@
+"""sign() with its straight-through gradient, and the binary activation made of it."""
+
+import torch
+from torch import Tensor, nn
+
+from networks.errors import InputError
+
+
+class _TriangleSign(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.sign()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    def backward(ctx, *grad_outputs):
+        (x,) = ctx.saved_tensors
+        return grad_outputs[0] * (2 * (1 - x.abs().clamp(max=1)))
+
+
+def sign(x: Tensor, at_zero: int = 0) -> Tensor:
+    """Sign with the triangular pseudo-gradient of Bi-Real Net (Liu et al., ECCV 2018).
+
+    forward:  y = -1 for x < 0, `at_zero` for x = 0, +1 for x > 0
+    backward: dL/dx = dL/dy * 2 * (1 - min(|x|, 1)); 2 at zero, not zero for -1 < x < 1
+
+    Args:
+        x: any shape.
+        at_zero: 0 as in biprop's release, where an exact zero stays zero, or 1 for strictly binary outputs.
+
+    Returns:
+        Tensor of x's shape and dtype, values in {-1, +1}, and 0 where x is exactly 0 and `at_zero` is 0.
+    """
+    y = _TriangleSign.apply(x)
+    return y + (x.detach() == 0) if at_zero else y
+
+
+class Sign(nn.Module):
+    """Binary activation: `sign` as a module.
+
+    Raises:
+        InputError: `at_zero` is neither 0 nor 1.
+    """
+
+    def __init__(self, at_zero: int = 0) -> None:
+        super().__init__()
+        if at_zero not in (0, 1):
+            raise InputError(f"at_zero is 0 or 1, got {at_zero!r}")
+        self.at_zero = at_zero
+
+    def forward(self, x: Tensor) -> Tensor:
+        return sign(x, self.at_zero)
+
+    def extra_repr(self) -> str:
+        return f"at_zero={self.at_zero}"

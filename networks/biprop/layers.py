@@ -1,0 +1,294 @@
+"""The masked binary layers of multi-prize tickets.
+
+Diffenderfer & Kailkhura, "Multi-Prize Lottery Ticket Hypothesis", ICLR 2021, arXiv 2103.09377; where the paper leaves
+a choice open these layers follow the authors' release and say so.
+
+Symbols: W frozen random weights, S trained scores, n their number, k the fraction kept, M the mask, alpha the gain,
+V the effective weights that the layer computes with.
+"""
+
+import math
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from networks.complexity import Cost
+from networks.errors import InputError
+
+Init = Literal["kaiming_normal", "signed_constant", "unsigned_constant"]
+Scale = Literal["none", "release", "kept"]
+Binarize = Literal["sign_gain", "none"]
+GainCount = Literal["kept", "floor_kn"]
+
+
+def kept_count(keep_fraction: float, n: int) -> int:
+    """Number of weights that a layer of n keeps: n - floor((1 - k) * n), evaluated in double precision as released.
+
+    Floating point is part of the definition: 1 - 0.8 lies just below 0.2, so k = 0.8 keeps 2049 of 2560.
+    """
+    return n - int((1 - keep_fraction) * n)
+
+
+def keep_mask(scores: Tensor, kept: int) -> Tensor:
+    """Mask of the `kept` entries with the largest |score|.
+
+    Exactly what a stable ascending sort by |score| gives: among equals the lower row-major index is pruned first,
+    whatever the memory format, so that every process and device chooses the same weights.
+
+    Args:
+        scores: any shape, real.
+        kept: 0 to scores.numel().
+
+    Returns:
+        Bool tensor of the scores' shape with exactly `kept` ones.
+    """
+    magnitude = scores.detach().abs().flatten()
+    pruned = magnitude.numel() - kept
+    if pruned == 0 or kept == 0:
+        return torch.full(scores.shape, pruned == 0, dtype=torch.bool, device=scores.device)
+    if magnitude.device.type != "cpu" or torch.compiler.is_compiling():
+        # No count is read back to the host, so nothing waits for the device.
+        order = magnitude.argsort(stable=True)
+        mask = torch.ones_like(magnitude, dtype=torch.bool).scatter_(0, order[:pruned], False)
+        return mask.view(scores.shape)
+    # On a CPU, NumPy's vectorised partition finds the threshold 30 times as fast as torch.kthvalue, see benchmarks/.
+    if magnitude.dtype not in (torch.float32, torch.float64):
+        magnitude = magnitude.float()  # exact, and NumPy has no bfloat16
+    threshold = np.partition(magnitude.numpy(), pruned)[pruned].item()
+    mask = magnitude >= threshold
+    excess = int(mask.sum()) - kept
+    if excess:
+        tied = (magnitude == threshold).nonzero().flatten()
+        mask[tied[:excess]] = False
+    return mask.view(scores.shape)
+
+
+class _Effective(torch.autograd.Function):
+    """V forward; straight through backward: dL/dS = dL/dV * W * sign(S), for kept and pruned entries alike.
+
+    The factor is W itself, as in the release since 2021-04-12; alpha and M are constants. Only references to S and W
+    are saved.
+    """
+
+    @staticmethod
+    def forward(scores: Tensor, weight: Tensor, layer: "_Subnet") -> Tensor:
+        return layer._cached_weight(scores, weight)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.save_for_backward(*inputs[:2])
+
+    @staticmethod
+    def backward(ctx, *grad_outputs):
+        scores, weight = ctx.saved_tensors
+        return grad_outputs[0] * weight * scores.sign(), None, None
+
+
+class _Subnet(nn.Module):
+    """What SubnetConv2d and SubnetLinear share; mixed in before nn.Conv2d or nn.Linear."""
+
+    weight: nn.Parameter
+    scores: nn.Parameter
+    bias: nn.Parameter | None
+    activation_bits: int = 32
+
+    def _become_subnet(
+        self, keep_fraction: float, init: Init, scale: Scale, binarize: Binarize, gain_count: GainCount
+    ) -> None:
+        for name, value, choices in (
+            ("init", init, Init),
+            ("scale", scale, Scale),
+            ("binarize", binarize, Binarize),
+            ("gain_count", gain_count, GainCount),
+        ):
+            if value not in get_args(choices):
+                raise InputError(f"{name} is one of {', '.join(get_args(choices))}; got {value!r}")
+        if scale == "release" and keep_fraction == 1:
+            raise InputError("scale='release' divides by 1 - keep_fraction: it needs a keep fraction below 1")
+        self.keep_fraction = keep_fraction
+        self.init, self.scale, self.binarize, self.gain_count = init, scale, binarize, gain_count
+        self.weight_bits = 1 if binarize == "sign_gain" else 32
+        self.weight.requires_grad_(False)
+        self.scores = nn.Parameter(torch.empty_like(self.weight, memory_format=torch.contiguous_format))
+        self._cache: tuple[int, Tensor, Tensor, Tensor] | None = None
+        self.reset_parameters()
+
+    @property
+    def keep_fraction(self) -> float:
+        """Fraction of the weights that is kept, 0 < k <= 1 (the release calls it `prune_rate`)."""
+        return self._keep_fraction
+
+    @keep_fraction.setter
+    def keep_fraction(self, value: float) -> None:
+        if not 0 < value <= 1:
+            raise InputError(f"keep_fraction is the fraction of weights KEPT, above 0 and at most 1; got {value}")
+        self._keep_fraction = value
+
+    def reset_parameters(self) -> None:
+        """Draw W anew by `init` and `scale`, and S ~ U(-1/sqrt(fan_in), 1/sqrt(fan_in)) (spec of the release)."""
+        if not hasattr(self, "scores"):
+            return  # nn.Conv2d and nn.Linear call this in their constructor, before there is anything to draw
+        fan_in = self.weight[0].numel()
+        divisor = {"none": 1.0, "release": 1 - self.keep_fraction, "kept": self.keep_fraction}[self.scale]
+        sigma = math.sqrt(2) / math.sqrt(fan_in * divisor)  # gain of ReLU, used for sign activations too
+        with torch.no_grad():
+            self.scores.uniform_(-1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in))
+            if self.init == "kaiming_normal":
+                self.weight.normal_(0, sigma)
+            elif self.init == "signed_constant":
+                self.weight.bernoulli_(0.5).mul_(2 * sigma).sub_(sigma)
+            else:
+                self.weight.fill_(sigma)
+            if self.bias is not None:
+                self.bias.zero_()
+
+    @property
+    def kept(self) -> int:
+        """Number of weights kept."""
+        return kept_count(self.keep_fraction, self.weight.numel())
+
+    def mask(self) -> Tensor:
+        """M: bool tensor of the weights' shape with exactly `kept` ones."""
+        return keep_mask(self.scores, self.kept)
+
+    def effective_weight(self) -> Tensor:
+        """V = alpha * M * sign(W), alpha = sum(|W| * M) / sum(M); V = M * W for edge-popup (`binarize="none"`).
+
+        Differentiable in the scores, straight through. Computed anew in every training forward; in evaluation it is
+        kept for as long as S, W and k are bit for bit what they were, however they may have been changed.
+
+        Returns:
+            Tensor of the weights' shape; values in {-alpha, 0, alpha} for `binarize="sign_gain"`.
+        """
+        return _Effective.apply(self.scores, self.weight, self)
+
+    def _cached_weight(self, scores: Tensor, weight: Tensor) -> Tensor:
+        if self.training or scores.is_meta or torch.compiler.is_compiling():
+            self._cache = None
+            return self._compute_weight(scores, weight)
+        # Version counters miss writes through .data (Lightning's weight averaging makes them), so contents decide.
+        if self._cache is None or not (
+            self._cache[0] == self.kept and _same(self._cache[1], scores) and _same(self._cache[2], weight)
+        ):
+            with torch.inference_mode(False):  # what is kept may serve a forward that needs gradients later
+                value = self._compute_weight(scores, weight)
+                self._cache = self.kept, scores.detach().clone(), weight.detach().clone(), value
+        return self._cache[3].detach()
+
+    def _compute_weight(self, scores: Tensor, weight: Tensor) -> Tensor:
+        mask = keep_mask(scores, self.kept)
+        if self.binarize == "none":
+            return weight * mask
+        count = self.kept if self.gain_count == "kept" else int(self.keep_fraction * weight.numel())
+        # An empty layer has gain 0, never NaN.
+        gain = (weight.abs() * mask).sum(dtype=torch.promote_types(weight.dtype, torch.float32)) / max(count, 1)
+        return weight.sign() * (mask * gain).to(weight.dtype)
+
+    def deployed_cost(self, x: Tensor, y: Tensor) -> Cost:
+        """Cost of one call: kept weights stored as a mask bit each, a sign bit for the kept ones, and the gain."""
+        n, kept = self.weight.numel(), self.kept
+        positions = y.numel() // self.weight.shape[0]
+        bias = 0 if self.bias is None else self.bias.numel()
+        binary = self.weight_bits == 1
+        ops, kept_ops = positions * n, positions * kept
+        xnor = binary and self.activation_bits == 1
+        return Cost(
+            params=kept + bias,
+            dense_params=n + bias,
+            binary_params=kept if binary else 0,
+            size_bits=n + kept * self.weight_bits + 32 * binary + 32 * bias,
+            flops=0 if xnor else ops,
+            bops=ops if xnor else 0,
+            kept_flops=0 if xnor else kept_ops,
+            kept_bops=kept_ops if xnor else 0,
+        )
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, keep_fraction={self.keep_fraction}, init={self.init}"
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
+
+
+class SubnetConv2d(_Subnet, nn.Conv2d):
+    """Convolution with frozen random weights of which a trained mask keeps a fraction, binarised.
+
+    y = conv2d(x, V, bias), V from `effective_weight()`. `weight` is frozen, `scores` are trained.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode: as in nn.Conv2d.
+        bias: a trained bias; the method has none, hence False.
+        keep_fraction: fraction of the weights kept, 0 < k <= 1.
+        init: distribution of W with sigma = sqrt(2 / (fan_in * s)): N(0, sigma^2), +-sigma, or +sigma.
+        scale: the divisor s: 1, 1 - k as the release codes it, or k, which keeps the signal's size in a network
+            without batch normalisation (behind batch normalisation it makes no difference).
+        binarize: "sign_gain" for biprop, "none" for edge-popup (Ramanujan et al., CVPR 2020).
+        gain_count: denominator of the gain: the number of weights kept, or floor(k * n) as released (at most 1 less).
+
+    Shape:
+        x: (N, in_channels, H, W); y: (N, out_channels, H', W').
+
+    Raises:
+        InputError: keep_fraction outside (0, 1], or an option that is not in its list.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = False,
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
+        *,
+        keep_fraction: float = 0.5,
+        init: Init = "kaiming_normal",
+        scale: Scale = "none",
+        binarize: Binarize = "sign_gain",
+        gain_count: GainCount = "kept",
+    ) -> None:
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode
+        )
+        self._become_subnet(keep_fraction, init, scale, binarize, gain_count)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.effective_weight(), self.bias)
+
+
+class SubnetLinear(_Subnet, nn.Linear):
+    """Linear layer with frozen random weights of which a trained mask keeps a fraction, binarised.
+
+    y = x V^T + bias, V from `effective_weight()`; the options are those of SubnetConv2d.
+
+    Shape:
+        x: (..., in_features); y: (..., out_features).
+
+    Raises:
+        InputError: keep_fraction outside (0, 1], or an option that is not in its list.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = False,
+        *,
+        keep_fraction: float = 0.5,
+        init: Init = "kaiming_normal",
+        scale: Scale = "none",
+        binarize: Binarize = "sign_gain",
+        gain_count: GainCount = "kept",
+    ) -> None:
+        super().__init__(in_features, out_features, bias)
+        self._become_subnet(keep_fraction, init, scale, binarize, gain_count)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.effective_weight(), self.bias)
