@@ -2,34 +2,40 @@
 
 import csv
 from dataclasses import fields
-from pathlib import Path
 
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities import rank_zero_warn
 
+from callbacks.folder import log_folder
 from networks import complexity
-from networks.complexity import Cost
+from networks.complexity import Cost, Report
+
+
+def cost_of(module: LightningModule) -> Report | None:
+    """Cost of the network that a module trains; None where it has no `network` and `input_size` to count."""
+    network, input_size = getattr(module, "network", None), getattr(module, "input_size", None)
+    return complexity.count(network, input_size) if network and input_size else None
 
 
 class ComplexityMonitor(Callback):
     """Counts the network once when training starts: scalars cost/<name>, cost.csv in the run folder, a W&B table.
 
-    The figures are those of `networks.complexity.count`; what is unknown is left out of the scalars. The module
-    trained must have `network` and `input_size`.
+    The figures are those of `networks.complexity.count`; what is unknown is left out of the scalars.
     """
 
-    @rank_zero_only
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        report = complexity.count(pl_module.network, pl_module.input_size)  # type: ignore[arg-type]
+        folder = log_folder(trainer)
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        report = cost_of(pl_module)
+        if report is None:
+            rank_zero_warn(f"{type(pl_module).__name__} has no `network` and `input_size`: its cost is not counted")
+            return
         costs = [f.name for f in fields(Cost)]
         columns = ["name", "type", *costs]
         rows = [[getattr(layer, column) for column in columns] for layer in report.layers]
-
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
         with open(folder / "cost.csv", "w", newline="") as file:
             csv.writer(file).writerows([columns, *rows])
-
         scalars = {f"cost/{name}": getattr(report, name) for name in costs if getattr(report, name) is not None}
         for logger in trainer.loggers:
             logger.log_metrics(scalars, step=trainer.global_step)

@@ -1,12 +1,13 @@
 """Draw how a run went."""
 
-from pathlib import Path
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_info
 
-from networks import complexity
+from callbacks.complexity import cost_of
+from callbacks.folder import log_folder
+from networks.complexity import Report
 
 
 class TrainingCurves(Callback):
@@ -30,21 +31,20 @@ class TrainingCurves(Callback):
         self.history.append({"epoch": trainer.current_epoch, **seen})
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero or not self.history:
+        path = log_folder(trainer) / "curves.png"
+        if not trainer.is_global_zero or trainer.fast_dev_run or not self.history:  # type: ignore[attr-defined]
             return
-        path = Path(trainer.log_dir or trainer.default_root_dir) / "curves.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        report = complexity.count(pl_module.network, pl_module.input_size)  # type: ignore[arg-type]
-        draw(self.history, report, str(path))
+        draw(self.history, cost_of(pl_module), str(path))
         for logger in trainer.loggers:
             if hasattr(logger, "log_image"):  # W&B's
                 logger.log_image("curves", [str(path)])
         rank_zero_info(f"training curves and kept weights per layer: {path}")
 
 
-def draw(history: list[dict[str, float]], report: complexity.Report, path: str) -> None:
+def draw(history: list[dict[str, float]], report: Report | None, path: str) -> None:
     """Draw loss and top-1 by epoch beside the weights of each layer, kept and dense, into a PNG file."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(14, 4.2), layout="constrained")
     loss, top1, weights = figure.subplots(1, 3)
@@ -53,16 +53,21 @@ def draw(history: list[dict[str, float]], report: complexity.Report, path: str) 
             points = [(row["epoch"] + 1, row[f"{stage}/{metric}"]) for row in history if f"{stage}/{metric}" in row]
             if points:
                 axes.plot(*zip(*points, strict=True), style, marker=".", label=f"{stage}/{metric}")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel="epoch", title={"loss": "loss", "top1": "top-1 accuracy"}[metric])
         axes.grid(alpha=0.3)
         axes.legend()
 
-    layers = [layer for layer in report.layers if layer.dense_params and len(layer.output_size) > 0]
-    positions = range(len(layers))
-    weights.barh(positions, [layer.dense_params or 0 for layer in layers], color="0.85", label="all")
-    weights.barh(positions, [layer.params or 0 for layer in layers], height=0.5, label="kept")
-    weights.set_yticks(positions, [layer.name for layer in layers], fontsize=8 if len(layers) < 25 else 4)
+    layers = report.layers if report else ()
+    sizes = [(layer.name, layer.params, layer.dense_params) for layer in layers if layer.dense_params]
+    fontsize = 8 if len(sizes) < 25 else 4
+    for row, (_, kept, dense) in enumerate(sizes):
+        weights.barh(row, dense, color="0.85")
+        weights.barh(row, kept or 0, height=0.5, color="C0")
+        share = "unknown" if kept is None else f"{kept / dense:.1%}"
+        weights.text(dense * 1.1, row, share, va="center", fontsize=fontsize)
+    weights.set_yticks(range(len(sizes)), [name for name, _, _ in sizes], fontsize=fontsize)
     weights.invert_yaxis()
-    weights.set(xscale="log", xlabel="parameters", title="kept weights per layer")
-    weights.legend()
+    weights.margins(x=0.25)
+    weights.set(xscale="log", xlabel="weights: all (grey), kept (blue)", title="kept weights per layer")
     figure.savefig(path, dpi=120)

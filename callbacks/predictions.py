@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import BasePredictionWriter
-from pytorch_lightning.utilities import rank_zero_info
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
+
+from callbacks.folder import log_folder
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -24,6 +26,10 @@ class PredictionWriter(BasePredictionWriter):
     def write_on_epoch_end(
         self, trainer: Trainer, pl_module: LightningModule, predictions: Sequence[Any], batch_indices: Sequence[Any]
     ) -> None:
+        path = log_folder(trainer) / "predictions.csv"
+        if not all(isinstance(batch, dict) and {"probabilities", "targets"} <= batch.keys() for batch in predictions):
+            rank_zero_warn("no predictions.csv: predict_step does not return {'probabilities': ..., 'targets': ...}")
+            return
         rows: dict[int, list[Any]] = {}
         for batch, indices in zip(predictions, batch_indices[0], strict=True):
             probabilities, targets = batch["probabilities"].float().cpu(), batch["targets"].tolist()
@@ -35,16 +41,15 @@ class PredictionWriter(BasePredictionWriter):
             torch.distributed.all_gather_object(gathered, rows)
             rows = {index: row for part in gathered for index, row in part.items()}
         if trainer.is_global_zero:
-            self._write(trainer, rows)
+            classes = range(predictions[0]["probabilities"].shape[-1])
+            write(path, rows, getattr(trainer.datamodule, "class_names", classes))  # type: ignore[attr-defined]
+            rank_zero_info(f"predictions of {len(rows)} samples: {path}")
 
-    def _write(self, trainer: Trainer, rows: dict[int, list[Any]]) -> None:
-        num_classes = len(next(iter(rows.values()))) - 2
-        names = getattr(trainer.datamodule, "class_names", range(num_classes))  # type: ignore[attr-defined]
-        path = Path(trainer.log_dir or trainer.default_root_dir) / "predictions.csv"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["index", "label", "predicted", *(f"p({name})" for name in names)])
-            for index, (target, label, *probabilities) in sorted(rows.items()):
-                writer.writerow([index, names[target], names[label], *(f"{p:.6g}" for p in probabilities)])
-        rank_zero_info(f"predictions of {len(rows)} samples: {path}")
+
+def write(path: Path, rows: dict[int, list[Any]], names: Sequence[Any]) -> None:
+    """Write rows {index: [target, predicted, *probabilities]} with the classes by name."""
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["index", "label", "predicted", *(f"p({name})" for name in names)])
+        for index, (target, predicted, *probabilities) in sorted(rows.items()):
+            writer.writerow([index, names[target], names[predicted], *(f"{p:.6g}" for p in probabilities)])

@@ -23,7 +23,7 @@ class RunRecord(SaveConfigCallback):
     """
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        folder = Path(trainer.default_root_dir)  # trainer.log_dir broadcasts, and this runs on one process
         folder.mkdir(parents=True, exist_ok=True)
         config = self.parser.dump(self.config, skip_none=False)
         record = provenance()

@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--network", help="timm name of a network, ours or timm's own")
     what.add_argument("-c", "--config", action="append", help="config of a run; any option of `frugal fit` may follow")
-    parser.add_argument("--input", type=_size, help="size of one input for --network, such as 3,224,224", metavar="C,H,W")
+    parser.add_argument("--input", type=_size, metavar="C,H,W", help="size of one input for --network: 3,224,224")
     parser.add_argument("--num_classes", type=int, help="outputs for --network; default: the network's own")
     parser.add_argument("--network_args", type=yaml.safe_load, help="its arguments, such as '{width: 0.5}'")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")

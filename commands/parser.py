@@ -29,12 +29,13 @@ def _one_line(message: str) -> str:
 
 def _suggestion(message: str, parser: LightningArgumentParser) -> str:
     """`; did you mean ...?` for a word of the message that is nearly a key or a class."""
-    wrong = re.search(r"option '([^']+)'|import path string: (\S+)", message, re.IGNORECASE)
+    wrong = re.search(r"(?:option|key) '([^']+)'|import path string: (\S+)", message, re.IGNORECASE)
     if not wrong:
         return ""
-    typed = (wrong[1] or wrong[2]).rpartition(".")[2]
-    close = difflib.get_close_matches(typed, _known_names(parser), n=2)
-    return f"; did you mean {' or '.join(close)}?" if close else ""
+    names = _known_names(parser)
+    typed = next((part for part in (wrong[1] or wrong[2]).split(".") if part not in names), "")
+    close = difflib.get_close_matches(typed, names, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _known_names(parser: LightningArgumentParser) -> set[str]:

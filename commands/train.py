@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from jsonargparse import Namespace
+from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
@@ -24,6 +25,7 @@ FROM_DATA = ("num_classes", "input_size")
 def main(arguments: list[str] | None = None) -> None:
     """Run one of Lightning's subcommands; `arguments` begin with its name."""
     warnings.filterwarnings("ignore", ".*does not have many workers.*")  # our data sets choose their own
+    warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated")  # Lightning's own, with recent torch
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.msg)
     FrugalCLI(arguments)
 
@@ -32,7 +34,7 @@ class FrugalCLI(LightningCLI):
     """Model and data by class path; class count and input size go from the data to the model.
 
     A run lives in a folder that its config and seed name, see `run_folder`; --trainer.default_root_dir overrides it.
-    With `run=False` model, data and trainer are only built.
+    With `run=False` model and data are only built.
     """
 
     def __init__(self, arguments: list[str] | None, run: bool = True) -> None:
@@ -91,6 +93,9 @@ class FrugalCLI(LightningCLI):
         if self.subcommand:
             self._choose_folders(config)
 
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer | None:  # type: ignore[override]
+        return super().instantiate_trainer(**kwargs) if self.subcommand else None
+
     def _choose_folders(self, config: Namespace) -> None:
         if config.trainer.default_root_dir is None:
             configs = [path.absolute for path in config.config or []]
@@ -102,7 +107,9 @@ class FrugalCLI(LightningCLI):
         config.trainer.default_root_dir = log_folder
         if config.trainer.logger in (None, True):
             csv = {"save_dir": log_folder, "name": "", "version": ""}
-            config.trainer.logger = Namespace(class_path="pytorch_lightning.loggers.CSVLogger", init_args=Namespace(csv))
+            config.trainer.logger = Namespace(
+                class_path="pytorch_lightning.loggers.CSVLogger", init_args=Namespace(csv)
+            )
         loggers = config.trainer.logger if isinstance(config.trainer.logger, list) else [config.trainer.logger]
         for logger in filter(None, loggers):
             if logger.init_args.get("save_dir") in (None, "."):

@@ -42,7 +42,7 @@ class Digits(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         batch_size = device_batch_size(self.batch_size, self.trainer, training=True)
-        return DataLoader(self.train, batch_size, shuffle=True)
+        return DataLoader(self.train, batch_size=batch_size, shuffle=True)
 
     def val_dataloader(self) -> DataLoader:
         return self._evaluation(self.val)
@@ -54,4 +54,4 @@ class Digits(LightningDataModule):
         return self._evaluation(self.test)
 
     def _evaluation(self, images: TensorDataset) -> DataLoader:
-        return DataLoader(images, device_batch_size(self.batch_size, self.trainer, training=False))
+        return DataLoader(images, batch_size=device_batch_size(self.batch_size, self.trainer, training=False))

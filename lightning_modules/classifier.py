@@ -63,12 +63,12 @@ class Classifier(LightningModule):
         self.criterion = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
         self.loss_terms: dict[str, LossTerm] = {}
         top_k = {"top1": 1, "top5": 5} if num_classes > 5 else {"top1": 1}
-        self.losses, self.accuracies = nn.ModuleDict(), nn.ModuleDict()
+        self.metrics = nn.ModuleDict()
         for stage in ("train", "val", "test"):
-            self.losses[f"{stage}/loss"] = MeanMetric()
+            self.metrics[f"{stage}/loss"] = MeanMetric()
             for name, k in top_k.items():  # argument checks would read values back from the device in every step
                 accuracy = MulticlassAccuracy(num_classes, k, average="micro", validate_args=False)
-                self.accuracies[f"{stage}/{name}"] = accuracy
+                self.metrics[f"{stage}/{name}"] = accuracy
 
     def setup(self, stage: str) -> None:
         """Refuse data or a network of another class count before anything runs."""
@@ -113,13 +113,14 @@ class Classifier(LightningModule):
 
     def _measure(self, stage: str, loss: Tensor, outputs: Tensor, targets: Tensor) -> None:
         """Log metric objects, which stay exact over uneven batches and several processes."""
-        name = f"{stage}/loss"
-        self.losses[name].update(loss.detach(), len(targets))
-        self.log(name, self.losses[name], on_step=False, on_epoch=True)
-        for name, accuracy in self.accuracies.items():
-            if name.startswith(stage):
-                accuracy.update(outputs.detach(), targets)
-                self.log(name, accuracy, on_step=False, on_epoch=True, prog_bar=name.endswith("top1"))
+        for name, metric in self.metrics.items():
+            if not name.startswith(f"{stage}/"):
+                continue
+            if isinstance(metric, MeanMetric):
+                metric.update(loss.detach(), len(targets))
+            else:
+                metric.update(outputs.detach(), targets)  # type: ignore[operator]
+            self.log(name, metric, on_step=False, on_epoch=True, prog_bar=name == "val/top1")  # type: ignore[arg-type]
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
         """Whether weight decay acts on a trained parameter; a method overrides it where its paper says so."""
@@ -127,10 +128,9 @@ class Classifier(LightningModule):
 
     def configure_optimizers(self) -> Any:
         trained = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for name, p in trained if self.decays(name, p)]},
-            {"params": [p for name, p in trained if not self.decays(name, p)], "weight_decay": 0.0},
-        ]
+        decayed = [p for name, p in trained if self.decays(name, p)]
+        others = [p for name, p in trained if not self.decays(name, p)]
+        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
         optimizer = self.optimizer([group for group in groups if group["params"]])
         if self.schedule == "constant" and not self.warmup_epochs:
             return optimizer
@@ -144,10 +144,11 @@ class Classifier(LightningModule):
         other_size = [name for name in ours.keys() & theirs.keys() if ours[name].shape != theirs[name].shape]
         if missing or extra or other_size:
             example = min(missing or extra or other_size)
+            network = self.hparams.get("network", type(self.network).__name__)
             raise InputError(
-                f"the checkpoint is of another network than {self.hparams.get('network', type(self.network).__name__)}: "
-                f"{len(missing)} tensors are missing, {len(extra)} unknown, {len(other_size)} of another size, "
-                f"{example} for one; give the config that it was trained with"
+                f"the checkpoint is of another network than this {network}: {len(missing)} tensors are missing, "
+                f"{len(extra)} unknown, {len(other_size)} of another size, such as {example}; "
+                "give the config that it was trained with"
             )
 
 

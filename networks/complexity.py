@@ -127,11 +127,12 @@ def _on_meta(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network, {id(tensor): twin(tensor) for tensor in tensors})
 
 
+# Operations of aten that multiply and add, for which torch's counter has no formula.
+_UNCOUNTED = {"mv", "dot", "vdot", "addmv", "addr", "_cdist_forward", "_euclidean_dist", "_fft_r2c", "_fft_c2c"}
+
+
 class _Ledger(TorchDispatchMode):
     """Books every multiply-add to the innermost module that runs it."""
-
-    # Operations of aten that multiply and add, for which torch's counter has no formula.
-    UNCOUNTED = {"mv", "dot", "vdot", "addmv", "addr", "_cdist_forward", "_euclidean_dist", "_fft_r2c", "_fft_c2c"}
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -148,7 +149,7 @@ class _Ledger(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func._schema.name.partition("::")
-        known = name[0] in ("aten", "prim", "prims") and name[2] not in self.UNCOUNTED
+        known = name[0] in ("aten", "prim", "prims") and name[2] not in _UNCOUNTED
         if not known and self.open:
             self.uncounted.setdefault(self.open[-1][0], set()).add(func._schema.name)
         return func(*args, **(kwargs or {}))
@@ -167,8 +168,9 @@ class _Ledger(TorchDispatchMode):
         self.macs[module] = self.macs.get(module, 0) + spent - sum(inside)
         if isinstance(output, Tensor):
             self.output_size[module] = tuple(output.shape[1:])
-        if hasattr(module, "deployed_cost"):
-            cost = module.deployed_cost(args[0], output)
+        deployed_cost: Any = getattr(module, "deployed_cost", None)
+        if deployed_cost:
+            cost = deployed_cost(args[0], output)
             if module in self.deployed:  # a further call computes again and stores nothing more
                 stored = dict(params=0, dense_params=0, binary_params=0, size_bits=0)
                 cost = self.deployed[module] + replace(cost, **stored)
@@ -241,23 +243,22 @@ def _table(report: Report) -> str:
         if getattr(report, name) != 0 and getattr(report, name) != getattr(report, twins.get(name, ""), -1)
     ]
 
-    def numbers(cost: Cost) -> list[str]:
-        return ["unknown" if getattr(cost, name) is None else f"{getattr(cost, name):,}" for name in shown]
+    def row(name: str, type: str, output: str, cost: Cost) -> list[str]:
+        figures = [getattr(cost, column) for column in shown]
+        return [name, type, output, *("unknown" if figure is None else f"{figure:,}" for figure in figures)]
 
     head = ["layer", "type", "output", *(name.replace("_", " ") for name in shown)]
     body = [
-        [layer.name or "(network)", layer.type, "x".join(map(str, layer.output_size)), *numbers(layer)]
+        row(layer.name or "(network)", layer.type, "x".join(map(str, layer.output_size)), layer)
         for layer in report.layers
     ]
-    total = ["total", "", "", *numbers(report)]
-    widths = [max(len(row[i]) for row in [head, *body, total]) for i in range(len(head))]
-
-    def line(row: list[str]) -> str:
-        cells = [cell.ljust(width) if i < 3 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))]
-        return "  ".join(cells).rstrip()
-
+    total = row("total", "", "", report)
+    widths = [max(map(len, column)) for column in zip(head, *body, total, strict=True)]
+    formats = [f"{{:{'<' if i < 3 else '>'}{width}}}" for i, width in enumerate(widths)]
+    head_line, *lines = ["  ".join(formats).format(*cells).rstrip() for cells in (head, *body, total)]
     rule = "-" * (sum(widths) + 2 * len(widths) - 2)
-    notes = [f"unknown: {layer.name or '(network)'} runs {', '.join(layer.uncounted)}" for layer in report.layers if layer.uncounted]
     size = "x".join(map(str, report.input_size))
     caption = f"FLOPs and BOPs are multiply-adds, each counted once, for one input of {size}; sizes in bits."
-    return "\n".join([line(head), rule, *map(line, body), rule, line(total), caption, *notes])
+    unknown = [layer for layer in report.layers if layer.uncounted]
+    notes = [f"unknown: {layer.name or '(network)'} runs {', '.join(layer.uncounted)}" for layer in unknown]
+    return "\n".join([head_line, rule, *lines[:-1], rule, lines[-1], caption, *notes])

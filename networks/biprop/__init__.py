@@ -1,6 +1,7 @@
 """biprop: multi-prize lottery tickets, found by pruning and binarising a random network."""
 
 import warnings
+from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -47,33 +48,25 @@ def apply(
     if scale is None:
         scale = "none" if norms else "kept"
 
-    def masked(layer: nn.Module) -> nn.Module:
-        if isinstance(layer, nn.Linear):
-            return SubnetLinear(
-                layer.in_features,
-                layer.out_features,
-                keep_fraction=keep_fraction,
-                init=init,
-                scale=scale,
-                binarize=binarize,
-                gain_count=gain_count,
-            )
-        assert isinstance(layer, nn.Conv2d)
-        return SubnetConv2d(
-            layer.in_channels,
-            layer.out_channels,
-            layer.kernel_size,
-            layer.stride,
-            layer.padding,
-            layer.dilation,
-            layer.groups,
-            padding_mode=layer.padding_mode,
-            keep_fraction=keep_fraction,
-            init=init,
-            scale=scale,
-            binarize=binarize,
-            gain_count=gain_count,
+    def masked(layer: nn.Module) -> SubnetConv2d | SubnetLinear:
+        options: dict[str, Any] = dict(
+            keep_fraction=keep_fraction, init=init, scale=scale, binarize=binarize, gain_count=gain_count
         )
+        if isinstance(layer, nn.Linear):
+            return SubnetLinear(layer.in_features, layer.out_features, **options)
+        assert isinstance(layer, nn.Conv2d)
+        shape = (
+            "in_channels",
+            "out_channels",
+            "kernel_size",
+            "stride",
+            "padding",
+            "dilation",
+            "groups",
+            "padding_mode",
+        )
+        arguments = {name: getattr(layer, name) for name in shape}
+        return SubnetConv2d(**arguments, **options)
 
     masked(nn.Linear(1, 1))  # wrong options are refused before anything is touched
     names = surgery.replace(network, masked, (nn.Conv2d, nn.Linear), pattern)
@@ -89,7 +82,8 @@ def apply(
             norm.requires_grad_(True)
         else:
             norm.affine = False
-            norm.weight = norm.bias = None
+            norm.register_parameter("weight", None)
+            norm.register_parameter("bias", None)
     return names
 
 
@@ -97,7 +91,8 @@ def _report(network: nn.Module, replaced: list[str]) -> None:
     passed_over = [
         f"{name} ({type(layer).__name__})"
         for name, layer in network.named_modules()
-        if isinstance(layer, nn.Conv2d | nn.Linear) and not isinstance(layer, SubnetConv2d | SubnetLinear)
+        if isinstance(layer, nn.Conv2d | nn.Linear)
+        and not isinstance(layer, SubnetConv2d | SubnetLinear)
         and type(layer) not in (nn.Conv2d, nn.Linear)
     ]
     if not replaced:

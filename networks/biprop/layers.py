@@ -8,13 +8,13 @@ V the effective weights that the layer computes with.
 """
 
 import math
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from networks.biprop.selection import keep_mask, kept_count
 from networks.complexity import Cost
 from networks.errors import InputError
 
@@ -22,48 +22,6 @@ Init = Literal["kaiming_normal", "signed_constant", "unsigned_constant"]
 Scale = Literal["none", "release", "kept"]
 Binarize = Literal["sign_gain", "none"]
 GainCount = Literal["kept", "floor_kn"]
-
-
-def kept_count(keep_fraction: float, n: int) -> int:
-    """Number of weights that a layer of n keeps: n - floor((1 - k) * n), evaluated in double precision as released.
-
-    Floating point is part of the definition: 1 - 0.8 lies just below 0.2, so k = 0.8 keeps 2049 of 2560.
-    """
-    return n - int((1 - keep_fraction) * n)
-
-
-def keep_mask(scores: Tensor, kept: int) -> Tensor:
-    """Mask of the `kept` entries with the largest |score|.
-
-    Exactly what a stable ascending sort by |score| gives: among equals the lower row-major index is pruned first,
-    whatever the memory format, so that every process and device chooses the same weights.
-
-    Args:
-        scores: any shape, real.
-        kept: 0 to scores.numel().
-
-    Returns:
-        Bool tensor of the scores' shape with exactly `kept` ones.
-    """
-    magnitude = scores.detach().abs().flatten()
-    pruned = magnitude.numel() - kept
-    if pruned == 0 or kept == 0:
-        return torch.full(scores.shape, pruned == 0, dtype=torch.bool, device=scores.device)
-    if magnitude.device.type != "cpu" or torch.compiler.is_compiling():
-        # No count is read back to the host, so nothing waits for the device.
-        order = magnitude.argsort(stable=True)
-        mask = torch.ones_like(magnitude, dtype=torch.bool).scatter_(0, order[:pruned], False)
-        return mask.view(scores.shape)
-    # On a CPU, NumPy's vectorised partition finds the threshold 30 times as fast as torch.kthvalue, see benchmarks/.
-    if magnitude.dtype not in (torch.float32, torch.float64):
-        magnitude = magnitude.float()  # exact, and NumPy has no bfloat16
-    threshold = np.partition(magnitude.numpy(), pruned)[pruned].item()
-    mask = magnitude >= threshold
-    excess = int(mask.sum()) - kept
-    if excess:
-        tied = (magnitude == threshold).nonzero().flatten()
-        mask[tied[:excess]] = False
-    return mask.view(scores.shape)
 
 
 class _Effective(torch.autograd.Function):
@@ -90,9 +48,9 @@ class _Effective(torch.autograd.Function):
 class _Subnet(nn.Module):
     """What SubnetConv2d and SubnetLinear share; mixed in before nn.Conv2d or nn.Linear."""
 
-    weight: nn.Parameter
+    weight: Tensor
+    bias: Any  # nn.Conv2d and nn.Linear declare it differently
     scores: nn.Parameter
-    bias: nn.Parameter | None
     activation_bits: int = 32
 
     def _become_subnet(
@@ -254,9 +212,7 @@ class SubnetConv2d(_Subnet, nn.Conv2d):
         binarize: Binarize = "sign_gain",
         gain_count: GainCount = "kept",
     ) -> None:
-        super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode
-        )
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode)
         self._become_subnet(keep_fraction, init, scale, binarize, gain_count)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,0 +1,13 @@
+"""Where callbacks write."""
+
+from pathlib import Path
+
+from pytorch_lightning import Trainer
+
+
+def log_folder(trainer: Trainer) -> Path:
+    """The folder that the logger writes to; call it on every process, for Lightning broadcasts it."""
+    folder = Path(trainer.log_dir or trainer.default_root_dir)
+    if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder

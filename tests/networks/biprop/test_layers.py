@@ -1,0 +1,341 @@
+"""SubnetConv2d and SubnetLinear against the spec's hand case and a literal version of the release."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel
+
+from networks import InputError
+from networks.biprop import SubnetConv2d, SubnetLinear
+from networks.biprop import layers as layers_module
+
+WEIGHT = [0.5, -1, 0.25, 2, -0.125, 1.5, -0.75, -3]
+SCORES = [0.3, -0.9, 0.1, 0.05, -0.4, 0.4, 0.2, -0.6]
+
+
+def hand_layer(keep_fraction, **options):
+    layer = SubnetConv2d(1, 2, 2, keep_fraction=keep_fraction, **options)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor(WEIGHT).view(2, 1, 2, 2))
+        layer.scores.copy_(torch.tensor(SCORES).view(2, 1, 2, 2))
+    return layer
+
+
+class LiteralMask(torch.autograd.Function):
+    """The selection as published: sort |S|, cut, and pass the gradient straight through."""
+
+    @staticmethod
+    def forward(ctx, magnitude, k):
+        out = magnitude.clone()
+        _, order = magnitude.flatten().sort(stable=True)
+        j = int((1 - k) * magnitude.numel())
+        flat = out.flatten()
+        flat[order[:j]] = 0
+        flat[order[j:]] = 1
+        return flat.view(magnitude.shape)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad, None
+
+
+def literal_weight(scores, weight, k):
+    """V with the chain of derivatives written out: dV/dM = W, dM/d|S| = 1, d|S|/dS = sign(S)."""
+    mask = LiteralMask.apply(scores.abs(), k)
+    gain = (weight.abs() * mask.detach()).sum() / mask.detach().sum()
+    value = gain * weight.sign() * mask.detach()
+    return value.detach() + (mask * weight - (mask * weight).detach())
+
+
+@pytest.mark.parametrize(
+    ("k", "options", "expected"),
+    [
+        (0.5, {}, [0, -1.40625, 0, 0, -1.40625, 1.40625, 0, -1.40625]),
+        (0.25, {}, [0, -2, 0, 0, 0, 0, 0, -2]),
+        (0.75, {}, [6.875 / 6 * s for s in (1, -1, 0, 0, -1, 1, -1, -1)]),
+        (0.6, {}, [1.225 * s for s in (1, -1, 0, 0, -1, 1, 0, -1)]),
+        (0.6, {"gain_count": "floor_kn"}, [1.53125 * s for s in (1, -1, 0, 0, -1, 1, 0, -1)]),
+        (0.2, {}, [0, -2, 0, 0, 0, 0, 0, -2]),
+        (0.2, {"gain_count": "floor_kn"}, [0, -4, 0, 0, 0, 0, 0, -4]),
+        (0.25, {"binarize": "none"}, [0, -1, 0, 0, 0, 0, 0, -3]),
+        (1.0, {}, [9.125 / 8 * s for s in (1, -1, 1, 1, -1, 1, -1, -1)]),
+    ],
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_hand_case(k, options, expected, training):
+    layer = hand_layer(k, **options).train(training)
+    value = layer.effective_weight()
+    assert value.flatten().tolist() == pytest.approx(expected, rel=1e-6)
+    value.backward(torch.arange(1.0, 9).view(2, 1, 2, 2))
+    assert layer.scores.grad.flatten().tolist() == [0.5, 2, 0.75, 8, 0.625, 9, -5.25, 24]
+    assert layer.weight.grad is None
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("arguments", [dict(groups=1), dict(groups=4), dict(kernel_size=1, stride=2), dict(dilation=2)])
+def test_outputs_and_gradients_equal_the_literal_version(arguments, training):
+    torch.manual_seed(0)
+    layer = SubnetConv2d(8, 12, **{"kernel_size": 3, "padding": 1, "keep_fraction": 0.3, **arguments}).train(training)
+    x = torch.randn(2, 8, 9, 9, requires_grad=True)
+    y = layer(x)
+    upstream = torch.randn_like(y)
+    grads = torch.autograd.grad(y, (x, layer.scores), upstream)
+    value = literal_weight(layer.scores, layer.weight, 0.3)
+    expected = F.conv2d(x, value, None, layer.stride, layer.padding, layer.dilation, layer.groups)
+    expected_grads = torch.autograd.grad(expected, (x, layer.scores), upstream)
+    assert torch.allclose(y, expected, rtol=1e-5, atol=1e-6)
+    for grad, expected_grad in zip(grads, expected_grads, strict=True):
+        assert torch.allclose(grad, expected_grad, rtol=1e-5, atol=1e-6)
+
+
+def test_score_gradient_is_bitwise_g_times_w_times_sign():
+    torch.manual_seed(0)
+    layer = SubnetLinear(50, 40, keep_fraction=0.2)
+    upstream = torch.randn(40, 50)
+    layer.effective_weight().backward(upstream)
+    assert torch.equal(layer.scores.grad, upstream * layer.weight * layer.scores.sign())
+    chain = upstream * layer.weight.sign() * layer.weight.abs() * layer.scores.sign()  # in the release's order
+    assert torch.equal(layer.scores.grad, chain.detach())
+
+
+def test_gradient_is_straight_through_and_no_derivative():
+    layer = hand_layer(0.5)
+    before = layer.effective_weight().sum()
+    before.backward()
+    assert layer.scores.grad[0, 0, 0, 0] == 0.5
+    with torch.no_grad():
+        layer.scores[0, 0, 0, 0] += 1e-3  # changes no rank: the true derivative is zero
+    assert layer.effective_weight().sum() == before
+
+
+@pytest.mark.parametrize("k", [0.05, 0.5, 0.8])
+def test_three_values_of_which_the_gain_is_the_mean_magnitude(k):
+    torch.manual_seed(0)
+    layer = SubnetConv2d(16, 32, 3, keep_fraction=k)
+    value = layer.effective_weight()
+    assert len(value.unique()) == 3
+    assert int(value.count_nonzero()) == layer.kept == int(layer.mask().sum())
+    assert torch.allclose(value.abs().max(), layer.weight[value != 0].abs().mean(), rtol=1e-6)
+
+
+def test_invariances_of_the_effective_weight():
+    torch.manual_seed(0)
+    layer = SubnetLinear(30, 20, keep_fraction=0.4)
+    value = layer.effective_weight().detach()
+    for change in (torch.neg, lambda s: 3 * s, lambda s: s.abs().exp() - 1):
+        other = copy.deepcopy(layer)
+        other.scores.data = change(layer.scores.data)
+        assert torch.equal(other.effective_weight(), value)
+    scaled = copy.deepcopy(layer)
+    scaled.weight.data *= 4
+    assert torch.equal(scaled.effective_weight(), 4 * value)
+    flipped = copy.deepcopy(layer)
+    flipped.weight.data[3, 5] *= -1
+    expected = value.clone()
+    expected[3, 5] *= -1
+    assert torch.equal(flipped.effective_weight(), expected)
+
+
+def test_constant_magnitudes_make_biprop_edge_popup():
+    torch.manual_seed(0)
+    biprop = SubnetConv2d(16, 16, 3, keep_fraction=0.3, init="signed_constant")
+    edge_popup = SubnetConv2d(16, 16, 3, keep_fraction=0.3, init="signed_constant", binarize="none")
+    edge_popup.load_state_dict(biprop.state_dict())
+    assert torch.allclose(biprop.effective_weight(), edge_popup.effective_weight(), rtol=1e-6)
+    upstream = torch.randn(16, 16, 3, 3)
+    for layer in (biprop, edge_popup):
+        layer.effective_weight().backward(upstream)
+    assert torch.equal(biprop.scores.grad, edge_popup.scores.grad)
+
+
+@pytest.mark.parametrize(("scale", "divisor"), [("none", 1), ("release", 0.8), ("kept", 0.2)])
+def test_initialisation(scale, divisor):
+    torch.manual_seed(0)
+    layer = SubnetConv2d(64, 256, 3, groups=2, keep_fraction=0.2, scale=scale)
+    fan_in = 32 * 9
+    bound = 1 / math.sqrt(fan_in)
+    assert layer.scores.abs().max() <= bound
+    assert layer.scores.abs().mean().item() == pytest.approx(bound / 2, rel=0.01)
+    sigma = math.sqrt(2 / (fan_in * divisor))
+    assert layer.weight.std().item() == pytest.approx(sigma, rel=0.02)
+    assert not layer.weight.requires_grad
+    signed = SubnetConv2d(64, 256, 3, groups=2, keep_fraction=0.2, scale=scale, init="signed_constant")
+    assert signed.weight.unique().tolist() == pytest.approx([-sigma, sigma])
+    assert signed.weight.mean().item() == pytest.approx(0, abs=sigma / 50)
+    unsigned = SubnetConv2d(64, 256, 3, groups=2, keep_fraction=0.2, scale=scale, init="unsigned_constant")
+    assert unsigned.weight.unique().tolist() == pytest.approx([sigma])
+
+
+def test_an_empty_layer_is_zero_and_never_nan():
+    layer = SubnetLinear(3, 2, keep_fraction=1e-20)
+    assert layer.kept == 0
+    assert layer(torch.ones(1, 3)).tolist() == [[0, 0]]
+    tiny = SubnetLinear(3, 2, keep_fraction=0.1, gain_count="floor_kn")  # floor(0.6) = 0 as a denominator
+    assert torch.isfinite(tiny.effective_weight()).all()
+
+
+def test_layouts_batch_of_one_and_bias():
+    torch.manual_seed(0)
+    layer = SubnetConv2d(8, 4, 3, padding=1, padding_mode="reflect", bias=True, keep_fraction=0.5)
+    assert layer.bias.requires_grad
+    x = torch.randn(3, 8, 6, 6)
+    y = layer(x)
+    assert torch.allclose(layer(x[:1]), y[:1], atol=1e-6)
+    last = copy.deepcopy(layer).to(memory_format=torch.channels_last)
+    assert torch.allclose(last(x.to(memory_format=torch.channels_last)), y, atol=1e-6)
+
+
+@pytest.mark.parametrize("k", [0, -0.1, 1.0001, float("nan")])
+def test_impossible_keep_fractions_are_refused_also_later(k):
+    with pytest.raises(InputError, match="KEPT, above 0 and at most 1"):
+        SubnetLinear(2, 2, keep_fraction=k)
+    layer = SubnetLinear(2, 2)
+    with pytest.raises(InputError, match="KEPT"):
+        layer.keep_fraction = k
+
+
+def test_unknown_options_are_refused():
+    with pytest.raises(InputError, match="init is one of kaiming_normal, .*'xavier'"):
+        SubnetLinear(2, 2, init="xavier")
+    with pytest.raises(InputError, match="keep fraction below 1"):
+        SubnetLinear(2, 2, keep_fraction=1, scale="release")
+
+
+# Keeping the mask in evaluation, and never a stale one.
+
+
+def count_selections(monkeypatch):
+    calls = []
+    real = layers_module.keep_mask
+    monkeypatch.setattr(layers_module, "keep_mask", lambda *args: calls.append(1) or real(*args))
+    return calls
+
+
+def test_mask_is_computed_in_every_training_forward_and_kept_in_evaluation(monkeypatch):
+    layer, x = SubnetLinear(20, 10), torch.randn(2, 20)
+    calls = count_selections(monkeypatch)
+    layer(x), layer(x)
+    assert len(calls) == 2
+    layer.eval()
+    layer(x), layer(x), layer(x)
+    assert len(calls) == 3
+    layer.train()
+    layer(x)
+    assert len(calls) == 4
+
+
+def by_optimizer(layer):
+    layer(torch.ones(1, 20)).square().sum().backward()
+    torch.optim.SGD([layer.scores], lr=100).step()
+
+
+def by_load_state_dict(layer):
+    layer.load_state_dict(SubnetLinear(20, 10).state_dict())
+
+
+def by_in_place_edit(layer):
+    with torch.no_grad():
+        layer.scores[0] *= 100
+
+
+def by_data_edit(layer):
+    layer.scores.data.copy_(layer.scores.data.flip(0))
+
+
+def by_data_assignment(layer):
+    layer.scores.data = torch.randn(10, 20)
+
+
+def by_numpy_view(layer):
+    layer.scores.detach().numpy()[:5] *= 1000
+
+
+def by_new_parameter(layer):
+    layer.scores = nn.Parameter(torch.randn(10, 20))
+
+
+def by_new_weight(layer):
+    layer.weight.data.copy_(torch.randn(10, 20))
+
+
+def by_keep_fraction(layer):
+    layer.keep_fraction = 0.1
+
+
+def by_reset(layer):
+    layer.reset_parameters()
+
+
+def by_weight_averaging(layer):
+    averaged = AveragedModel(layer, avg_fn=lambda old, new, n: old + torch.randn_like(old))
+    averaged.update_parameters(layer)
+    averaged.update_parameters(layer)
+    for own, average in zip(layer.parameters(), averaged.module.parameters(), strict=True):
+        own.data.copy_(average.data)  # as Lightning's WeightAveraging swaps them in
+
+
+CHANGES = [value for name, value in sorted(globals().items()) if name.startswith("by_")]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_no_change_leaves_a_stale_mask(change):
+    torch.manual_seed(0)
+    layer = SubnetLinear(20, 10, keep_fraction=0.5).eval()
+    stale = layer.effective_weight().detach().clone()
+    change(layer)
+    value = layer.effective_weight()
+    assert not torch.equal(value, stale)
+    assert torch.allclose(value, literal_weight(layer.scores, layer.weight, layer.keep_fraction))
+
+
+def test_no_stale_mask_through_deepcopy_functional_call_and_dtype_moves():
+    torch.manual_seed(0)
+    layer, x = SubnetLinear(20, 10).eval(), torch.randn(3, 20)
+    before = layer(x)
+    twin = copy.deepcopy(layer)
+    by_in_place_edit(twin)
+    assert not torch.allclose(twin(x), before)
+    assert torch.equal(layer(x), before)
+
+    scores = torch.randn(10, 20, requires_grad=True)
+    y = functional_call(layer, {"scores": scores}, x)
+    assert torch.allclose(y, x @ literal_weight(scores, layer.weight, 0.5).T, atol=1e-6)
+    (gradient,) = torch.autograd.grad(y.sum(), scores)
+    assert torch.allclose(gradient, x.sum(0) * layer.weight * scores.sign(), atol=1e-5)
+    assert torch.equal(layer(x), before)
+
+    layer.double()
+    value = layer(x.double())
+    assert value.dtype == torch.float64
+    assert torch.allclose(value, before.double(), atol=1e-6)
+    layer.bfloat16()  # rounds scores, so that ranks and ties are other ones
+    expected = literal_weight(layer.scores.float(), layer.weight.float(), 0.5)
+    assert torch.allclose(layer.effective_weight().float(), expected, rtol=1e-2)
+
+
+def test_a_mask_kept_under_inference_mode_serves_a_forward_with_gradients():
+    layer, x = SubnetLinear(20, 10).eval(), torch.randn(3, 20, requires_grad=True)
+    with torch.inference_mode():
+        layer(x)
+    layer(x).sum().backward()
+    assert torch.allclose(x.grad, layer.effective_weight().sum(0).expand(3, -1), atol=1e-6)
+    assert layer.scores.grad is not None
+
+
+def test_func_grad_sees_the_straight_through_gradient():
+    torch.manual_seed(0)
+    layer = SubnetLinear(6, 4)
+    gradient = torch.func.grad(lambda s: functional_call(layer, {"scores": s}, torch.ones(1, 6)).sum())(layer.scores)
+    assert torch.equal(gradient, layer.weight * layer.scores.sign())
+
+
+def test_meta_device():
+    with torch.device("meta"):
+        layer = SubnetConv2d(3, 8, 3)
+        assert layer.eval()(torch.empty(1, 3, 5, 5)).shape == (1, 8, 3, 3)
+        assert layer.train()(torch.empty(1, 3, 5, 5)).is_meta
