@@ -51,8 +51,7 @@ def draw(history: list[dict[str, float]], report: Report | None, path: str) -> N
     for axes, metric in ((loss, "loss"), (top1, "top1")):
         for stage, style in (("train", "--"), ("val", "-")):
             points = [(row["epoch"] + 1, row[f"{stage}/{metric}"]) for row in history if f"{stage}/{metric}" in row]
-            if points:
-                axes.plot(*zip(*points, strict=True), style, marker=".", label=f"{stage}/{metric}")
+            axes.plot([x for x, _ in points], [y for _, y in points], style, marker=".", label=f"{stage}/{metric}")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel="epoch", title={"loss": "loss", "top1": "top-1 accuracy"}[metric])
         axes.grid(alpha=0.3)

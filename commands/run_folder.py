@@ -20,14 +20,14 @@ def _seed(seed: int | bool) -> str:
     return "unseeded" if seed is False else f"seed{seed}"
 
 
-def set_aside(folder: Path) -> Path | None:
-    """Rename an earlier run of the same name to <folder>.1, .2, ..., so that a new one loses nothing."""
-    if not folder.exists() or not any(folder.iterdir()):
+def set_aside(path: Path) -> Path | None:
+    """Rename what an earlier run left there to <path>.1, .2, ..., so that a new one loses nothing."""
+    if not path.exists():
         return None
     number = 1
-    while (kept := folder.with_name(f"{folder.name}.{number}")).exists():
+    while (kept := path.with_name(f"{path.name}.{number}")).exists():
         number += 1
-    folder.rename(kept)
+    path.rename(kept)
     return kept
 
 

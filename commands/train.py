@@ -17,6 +17,7 @@ from callbacks import ComplexityMonitor, PredictionWriter, TrainingCurves
 from callbacks.record import RunRecord
 from commands import run_folder
 from commands.parser import Parser
+from datamodules.batching import device_batch_size
 from networks import InputError
 
 FROM_DATA = ("num_classes", "input_size")
@@ -112,7 +113,8 @@ class FrugalCLI(LightningCLI):
             )
         loggers = config.trainer.logger if isinstance(config.trainer.logger, list) else [config.trainer.logger]
         for logger in filter(None, loggers):
-            if logger.init_args.get("save_dir") in (None, "."):
+            # The config that a run saved names its own folder: a test by that config must not log over the training.
+            if logger.init_args.get("save_dir") in (None, ".", str(self.folder)):
                 logger.init_args.save_dir = log_folder
             if logger.init_args.get("name", "") is None:
                 logger.init_args.name = str(self.folder)
@@ -124,23 +126,24 @@ class FrugalCLI(LightningCLI):
             raise InputError(f"{name} was given as {typed}, but {type(data).__name__} has {said}: leave it out")
         return said if said is not None else typed
 
-    def before_fit(self) -> None:
-        if self.trainer.fast_dev_run or rank_zero_only.rank != 0:  # type: ignore[attr-defined]
-            return
-        if self.config.fit.ckpt_path is None:
-            kept = run_folder.set_aside(self.folder)
-            if kept:
-                rank_zero_info(f"an earlier run was in {self.folder}: kept as {kept}")
-        else:  # the logger would delete what it wrote before the interruption
-            run_folder.set_aside(self.folder / "metrics.csv")
-
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         path = run_folder.checkpoint(self.folder, kwargs["ckpt_path"])
         if path:
             check_readable(path)
             rank_zero_info(f"checkpoint: {path}")
+        if hasattr(self.datamodule, "batch_size"):
+            device_batch_size(self.datamodule.batch_size, self.trainer, subcommand == "fit")
+        if subcommand == "fit" and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._make_room(resuming=path is not None)
         return {**kwargs, "ckpt_path": path, "weights_only": True}
+
+    @rank_zero_only
+    def _make_room(self, resuming: bool) -> None:
+        """Keep an earlier run; of a run that is resumed the metrics, which the logger would delete."""
+        kept = run_folder.set_aside(self.folder / "metrics.csv" if resuming else self.folder)
+        if kept:
+            rank_zero_info(f"kept what an earlier run had written: {kept}")
 
 
 def check_readable(path: Path) -> None:

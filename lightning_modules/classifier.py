@@ -1,5 +1,6 @@
 """How a classifier is trained: loss, loss terms, metrics, optimiser and schedule. Every method inherits it."""
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -8,7 +9,7 @@ from pytorch_lightning import LightningModule
 from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -57,6 +58,9 @@ class Classifier(LightningModule):
             raise InputError("num_classes and input_size are not known: give both, or data that says them")
         if isinstance(network, str):
             network = networks.create(network, input_size, num_classes, network_args)
+        outputs = networks.complexity.count(network, input_size).output_size
+        if outputs not in ((), (num_classes,)):
+            raise InputError(f"the network gives outputs of size {outputs}, not ({num_classes},), one per class")
         self.network = network
         self.num_classes, self.input_size = num_classes, tuple(input_size)
         self.optimizer, self.schedule, self.warmup_epochs = optimizer, schedule, warmup_epochs
@@ -71,13 +75,10 @@ class Classifier(LightningModule):
                 self.metrics[f"{stage}/{name}"] = accuracy
 
     def setup(self, stage: str) -> None:
-        """Refuse data or a network of another class count before anything runs."""
+        """Refuse data of another class count before anything runs."""
         classes = getattr(getattr(self.trainer, "datamodule", None), "num_classes", self.num_classes)
         if classes != self.num_classes:
             raise InputError(f"the model has num_classes={self.num_classes}, the data have {classes}: drop num_classes")
-        outputs = networks.complexity.count(self.network, self.input_size).output_size
-        if outputs not in ((), (self.num_classes,)):
-            raise InputError(f"the network gives outputs of size {outputs}, not ({self.num_classes},): one per class")
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, num_classes) of inputs (N, *input_size)."""
@@ -156,6 +157,7 @@ def warmup_then(schedule: Schedule, optimizer: Optimizer, epochs: int, warmup_ep
     """Linear warm-up, then cosine or constant, stepped every epoch e = 0, 1, ...
 
     lr(e) = lr0 * (e + 1) / w for e < w; then lr0, or lr0 * (1 + cos(pi * (e - w) / (E - w))) / 2 for "cosine".
+    In closed form, so that a resumed run has the same rates; timm's linear warm-up has another slope, (L - init) / w.
 
     Args:
         epochs: E, the whole run's.
@@ -167,8 +169,10 @@ def warmup_then(schedule: Schedule, optimizer: Optimizer, epochs: int, warmup_ep
     w = warmup_epochs
     if schedule == "cosine" and epochs <= w:
         raise InputError(f"the cosine schedule ends with trainer.max_epochs: give more than warmup_epochs={w}")
-    ramp = LinearLR(optimizer, start_factor=1 / max(w, 1), total_iters=max(w - 1, 1))
-    if schedule == "constant":
-        return ramp
-    cosine = CosineAnnealingLR(optimizer, T_max=epochs - w)
-    return SequentialLR(optimizer, [ramp, cosine], milestones=[w]) if w else cosine
+
+    def factor(epoch: int) -> float:
+        if epoch < w:
+            return (epoch + 1) / w
+        return (1 + math.cos(math.pi * (epoch - w) / (epochs - w))) / 2 if schedule == "cosine" else 1.0
+
+    return LambdaLR(optimizer, factor)

@@ -7,7 +7,9 @@ from networks.binarize import Sign, sign
 GRID = [-1.5, -1.0, -0.75, -0.5, -0.0, 0.0, 0.25, 1.0]
 
 
-@pytest.mark.parametrize(("at_zero", "expected"), [(0, [-1, -1, -1, -1, 0, 0, 1, 1]), (1, [-1, -1, -1, -1, 1, 1, 1, 1])])
+@pytest.mark.parametrize(
+    ("at_zero", "expected"), [(0, [-1, -1, -1, -1, 0, 0, 1, 1]), (1, [-1, -1, -1, -1, 1, 1, 1, 1])]
+)
 def test_forward_and_triangular_gradient_on_a_grid(at_zero, expected):
     x = torch.tensor(GRID, requires_grad=True)
     y = sign(x, at_zero)

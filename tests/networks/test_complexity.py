@@ -15,12 +15,10 @@ from networks.complexity import Cost, count
 
 def test_closed_forms_of_a_convolution_and_a_linear_layer():
     net = nn.Sequential(
-        nn.Conv2d(8, 12, (3, 5), stride=2, padding=1, groups=4), nn.BatchNorm2d(12), nn.Flatten(), nn.Linear(48, 7)
+        nn.Conv2d(8, 12, (3, 5), stride=2, padding=1, groups=4), nn.BatchNorm2d(12), nn.Flatten(), nn.Linear(108, 7)
     )
-    report = count(net, (8, 5, 7))  # the convolution gives 12x3x3
-    assert report.layers[0].output_size == (12, 3, 3)
-    net[3] = nn.Linear(108, 7)
     report = count(net, (8, 5, 7))
+    assert report.layers[0].output_size == (12, 3, 3)
     conv_weights = 12 * 2 * 3 * 5
     assert report.flops == 9 * conv_weights + 108 * 7
     assert report.params == conv_weights + 12 + 24 + 108 * 7 + 7
@@ -46,23 +44,25 @@ def test_a_bop_needs_one_bit_on_both_sides(weight_bits, activation_bits):
     assert report.binary_params == (30 if weight_bits == 1 else 0)
 
 
-# Parameters and GMACs of timm's benchmark tables at 224 px; timm rounds, and counts some elementwise work.
+# Millions of parameters and GMACs from timm's results/benchmark-infer-amp-nhwc-pt240-cu124-rtx3090.csv, at 224 px;
+# that table is rounded, and counts normalisation too.
 @pytest.mark.parametrize(
     ("name", "params", "gmacs"),
     [
-        ("resnet18", 11_689_512, 1.82),
-        ("resnet50", 25_557_032, 4.11),
-        ("mobilenetv2_100", 3_504_872, 0.31),
-        ("vit_tiny_patch16_224", 5_717_416, 1.26),
-        ("swin_tiny_patch4_window7_224", 28_288_354, 4.51),
-        ("rexnet_100", 4_796_873, 0.41),
+        ("resnet18", 11.69, 1.82),
+        ("resnet34", 21.80, 3.67),
+        ("mobilenetv2_100", 3.50, 0.31),
+        ("mixer_s16_224", 18.53, 3.79),
+        ("vit_tiny_patch16_224", 5.72, 1.26),
+        ("rexnet_100", 4.80, 0.41),
     ],
 )
 def test_timm_networks(name, params, gmacs):
     with torch.device("meta"):
         net = timm.create_model(name)
     report = count(net, (3, 224, 224))
-    assert report.params == params
+    assert round(report.params / 1e6, 2) == params
+    assert report.params == sum(p.numel() for p in net.parameters())
     assert report.flops / 1e9 == pytest.approx(gmacs, rel=0.035)
     assert report.flops == sum(layer.flops for layer in report.layers)
 

@@ -43,5 +43,5 @@ def test_new_layer_takes_over_device_dtype_mode_and_activation_bits():
 
 
 def test_refuses_a_bare_layer():
-    with pytest.raises(InputError, match="single Linear: put it into an nn.Sequential"):
+    with pytest.raises(InputError, match=r"single Linear: put it into an nn.Sequential"):
         surgery.replace(nn.Linear(2, 2), swap, (nn.Linear,))

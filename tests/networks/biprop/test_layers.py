@@ -200,7 +200,7 @@ def test_impossible_keep_fractions_are_refused_also_later(k):
 
 
 def test_unknown_options_are_refused():
-    with pytest.raises(InputError, match="init is one of kaiming_normal, .*'xavier'"):
+    with pytest.raises(InputError, match=r"init is one of kaiming_normal, .*'xavier'"):
         SubnetLinear(2, 2, init="xavier")
     with pytest.raises(InputError, match="keep fraction below 1"):
         SubnetLinear(2, 2, keep_fraction=1, scale="release")

@@ -95,9 +95,9 @@ def test_sign_layers_see_only_signs():
 
 
 def test_bad_arguments_get_one_line():
-    with pytest.raises(InputError, match="conv8 halves its input 4 times: .* at least 16x16, got 8x8"):
+    with pytest.raises(InputError, match=r"conv8 halves its input 4 times: .* at least 16x16, got 8x8"):
         timm.create_model("conv8", img_size=8)
-    with pytest.raises(InputError, match="activation is 'relu' .* got 'tanh'"):
+    with pytest.raises(InputError, match=r"activation is 'relu' .* got 'tanh'"):
         timm.create_model("conv2", activation="tanh")
     with pytest.raises(InputError, match=r"width=0.01 leaves no channel"):
         timm.create_model("conv2", width=0.01)

@@ -1,0 +1,33 @@
+from pathlib import Path
+
+import pytest
+
+from commands.run_folder import checkpoint, run_folder, set_aside
+from networks import InputError
+
+
+def test_folder_follows_the_first_config_and_the_seed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run_folder(["configs/a/b.yaml", "configs/hardware/cpu.yaml"], 3) == Path("runs/a/b/seed3")
+    assert run_folder([str(tmp_path / "mine/c.yaml")], 0) == Path("runs/mine/c/seed0")
+    assert run_folder(["/elsewhere/c.yaml"], 0) == Path("runs/elsewhere/c/seed0")
+    assert run_folder([], False) == Path("runs/unnamed/unseeded")
+
+
+def test_setting_aside_never_overwrites(tmp_path):
+    folder = tmp_path / "seed0"
+    assert set_aside(folder) is None
+    for number in (1, 2):
+        folder.mkdir()
+        (folder / "file").write_text(str(number))
+        assert set_aside(folder) == tmp_path / f"seed0.{number}"
+    assert (tmp_path / "seed0.1/file").read_text() == "1"
+
+
+def test_checkpoints_by_name_are_those_of_the_run(tmp_path):
+    assert checkpoint(tmp_path, None) is None
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/best.ckpt").touch()
+    assert checkpoint(tmp_path, "best") == tmp_path / "checkpoints/best.ckpt"
+    with pytest.raises(InputError, match="run `frugal fit` with this config first"):
+        checkpoint(tmp_path, "last")

@@ -1,0 +1,270 @@
+"""The command from end to end: fit, validate, test and predict on the embedded digits."""
+
+import csv
+import json
+import os
+import shutil
+import sys
+
+import pytest
+import torch
+import yaml
+
+import frugal
+from lightning_modules import Biprop
+
+CONFIG = """\
+model:
+  class_path: lightning_modules.Biprop
+  init_args:
+    network: conv2
+    network_args: {width: 0.25}
+    keep_fraction: 0.5
+data:
+  class_path: datamodules.Digits
+trainer:
+  max_epochs: 3
+  log_every_n_steps: 10
+  enable_progress_bar: false
+"""
+CHECKPOINTS = "runs/small/seed0/checkpoints"
+
+
+def run(*arguments):
+    frugal.main([str(argument) for argument in arguments])
+
+
+def refused(capsys, *arguments):
+    """What a refused command prints, which is one line, and its exit status."""
+    with pytest.raises(SystemExit) as stop:
+        run(*arguments)
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("frugal: error: ")
+    return line, stop.value.code
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with a config and its finished run."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "configs").mkdir()
+    (folder / "configs/small.yaml").write_text(CONFIG)
+    previous = os.getcwd()
+    os.chdir(folder)
+    run("fit", "-c", "configs/small.yaml")
+    os.chdir(previous)
+    return folder
+
+
+@pytest.fixture
+def here(trained, tmp_path, monkeypatch):
+    """A fresh copy of that folder as the working directory."""
+    shutil.copytree(trained, tmp_path / "work")
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "work"
+
+
+def read_csv(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_fit_leaves_everything_in_the_folder_that_config_and_seed_name(here):
+    files = {path.relative_to(here).as_posix() for path in here.rglob("*") if path.is_file()}
+    run_files = {"config.yaml", "cost.csv", "curves.png", "hparams.yaml", "metrics.csv", "run.json"}
+    expected = {f"runs/small/seed0/{name}" for name in run_files} | {
+        f"{CHECKPOINTS}/best.ckpt",
+        f"{CHECKPOINTS}/last.ckpt",
+    }
+    assert files == expected | {"configs/small.yaml"}
+    metrics = read_csv("runs/small/seed0/metrics.csv")
+    assert [int(row["epoch"]) for row in metrics if row["val/top1"]] == [0, 1, 2]
+    assert float(metrics[0]["cost/params"]) == sum(int(row["params"]) for row in read_csv("runs/small/seed0/cost.csv"))
+    assert float([row for row in metrics if row["val/top1"]][-1]["val/top1"]) > 0.8
+    assert torch.load(f"{CHECKPOINTS}/last.ckpt", weights_only=True)["epoch"] == 2
+
+
+def test_the_record_reproduces_the_run_and_names_versions_and_commit(here):
+    record = json.loads((here / "runs/small/seed0/run.json").read_text())
+    assert record["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert set(record) == {"command", "commit", "uncommitted_changes", "versions", "hardware"}
+    config = yaml.safe_load((here / "runs/small/seed0/config.yaml").read_text())
+    assert config["model"]["init_args"]["keep_fraction"] == 0.5
+    assert config["model"]["init_args"]["optimizer"]["class_path"] == "torch.optim.SGD"
+    first = (here / "runs/small/seed0/metrics.csv").read_text()
+    run("fit", "-c", "runs/small/seed0/config.yaml")
+    assert (here / "runs/small/seed0/metrics.csv").read_text() == first
+    assert (here / "runs/small/seed0.1/metrics.csv").read_text() == first  # the earlier run was set aside
+    run("test", "-c", "runs/small/seed0/config.yaml")
+    assert (here / "runs/small/seed0/metrics.csv").read_text() == first
+    assert (here / "runs/small/seed0/test/metrics.csv").exists()
+
+
+def test_test_and_validate_take_the_last_checkpoint_and_leave_the_training_record(here):
+    before = (here / "runs/small/seed0/metrics.csv").read_text()
+    run("test", "-c", "configs/small.yaml")
+    (row,) = read_csv("runs/small/seed0/test/metrics.csv")
+    assert float(row["test/top1"]) > 0.8
+    run("validate", "-c", "configs/small.yaml", "--ckpt_path", "best")
+    (row,) = read_csv("runs/small/seed0/validate/metrics.csv")
+    assert float(row["val/top1"]) == max(
+        float(r["val/top1"]) for r in read_csv("runs/small/seed0/metrics.csv") if r["val/top1"]
+    )
+    assert (here / "runs/small/seed0/metrics.csv").read_text() == before
+
+
+def test_predict_writes_labels_and_probabilities(here):
+    run("predict", "-c", "configs/small.yaml")
+    run("test", "-c", "configs/small.yaml")
+    rows = read_csv("runs/small/seed0/predict/predictions.csv")
+    assert [int(row["index"]) for row in rows] == list(range(360))
+    for row in rows:
+        probabilities = {name[2:-1]: float(value) for name, value in row.items() if name.startswith("p(")}
+        assert list(probabilities) == list("0123456789")
+        assert sum(probabilities.values()) == pytest.approx(1, abs=1e-4)
+        assert row["predicted"] == max(probabilities, key=probabilities.__getitem__)
+    (tested,) = read_csv("runs/small/seed0/test/metrics.csv")
+    assert sum(row["label"] == row["predicted"] for row in rows) / 360 == pytest.approx(float(tested["test/top1"]))
+
+
+def test_weights_as_built_can_be_tested_on_request(here):
+    run("test", "-c", "configs/small.yaml", "--ckpt_path", "null")
+    (row,) = read_csv("runs/small/seed0/test/metrics.csv")
+    assert float(row["test/top1"]) < 0.4
+
+
+def test_resuming_continues_the_curves_and_keeps_the_metrics(here):
+    before = (here / "runs/small/seed0/metrics.csv").read_text()
+    run("fit", "-c", "configs/small.yaml", "--ckpt_path", "last", "--trainer.max_epochs", 4)
+    checkpoint = torch.load(f"{CHECKPOINTS}/last.ckpt", weights_only=True)
+    assert checkpoint["epoch"] == 3
+    assert [row["epoch"] for row in checkpoint["callbacks"]["TrainingCurves"]["history"]] == [0, 1, 2, 3]
+    assert (here / "runs/small/seed0/metrics.csv.1").read_text() == before
+
+
+def test_a_trained_ticket_loads_in_python(here):
+    module = Biprop.load_from_checkpoint(f"{CHECKPOINTS}/last.ckpt", weights_only=True)
+    assert module.network.classifier.keep_fraction == 0.5
+    assert module.num_classes == 10
+
+
+def test_count_of_a_config_agrees_with_the_run(here, capsys):
+    run("count", "-c", "configs/small.yaml", "--json")
+    report = json.loads(capsys.readouterr().out)
+    assert report["params"] == sum(int(row["params"]) for row in read_csv("runs/small/seed0/cost.csv"))
+    run("count", "-c", "configs/small.yaml", "--model.keep_fraction", "1.0", "--json")
+    assert json.loads(capsys.readouterr().out)["params"] == report["dense_params"]
+
+
+def test_wandb_by_one_line_and_offline(here):
+    run("fit", "-c", "configs/small.yaml", "--trainer.max_epochs", 1, "--trainer.logger", "WandbLogger",
+        "--trainer.logger.offline", "true")  # fmt: skip
+    folder = here / "runs/small/seed0"
+    assert list(folder.glob("wandb/offline-run-*/run-*.wandb"))
+    assert (folder / "config.yaml").exists()
+    assert not (here / "config.yaml").exists()
+    assert not (here / "wandb").exists()
+    sys.modules["wandb"].finish()
+
+
+def test_users_own_classes_in_the_working_directory(here):
+    (here / "my_own.py").write_text(
+        "import torch\n"
+        "from torch import nn\n"
+        "from torch.utils.data import DataLoader, TensorDataset\n"
+        "from pytorch_lightning import LightningDataModule, LightningModule\n"
+        "class Net(nn.Sequential):\n"
+        "    def __init__(self, hidden: int = 8):\n"
+        "        super().__init__(nn.Flatten(), nn.Linear(64, hidden), nn.ReLU(), nn.Linear(hidden, 10))\n"
+        "class Noise(LightningDataModule):\n"
+        "    def train_dataloader(self):\n"
+        "        return DataLoader(TensorDataset(torch.randn(8, 3)), batch_size=4)\n"
+        "class Mean(LightningModule):\n"
+        "    def __init__(self, size: int = 3):\n"
+        "        super().__init__()\n"
+        "        self.mean = nn.Parameter(torch.zeros(size))\n"
+        "    def training_step(self, batch):\n"
+        "        return (batch[0] - self.mean).square().mean()\n"
+        "    def configure_optimizers(self):\n"
+        "        return torch.optim.SGD(self.parameters(), lr=0.1)\n"
+    )
+    quick = ("--trainer.max_epochs", 1, "--trainer.enable_progress_bar", "false")
+    run("fit", "--model", "Biprop", "--model.network", "my_own.Net", "--model.network.hidden", 16, *quick)
+    assert read_csv("runs/unnamed/seed0/cost.csv")[0]["dense_params"] == str(64 * 16)
+    with pytest.warns(UserWarning, match="Mean has no `network` and `input_size`"):
+        run("fit", "--model", "my_own.Mean", "--data", "my_own.Noise", "--checkpoint.monitor", "null", *quick)
+    run("fit", "--model", "Biprop", "--model.network", "conv2", "--trainer.fast_dev_run", "true")
+    assert not (here / "checkpoints").exists()
+
+
+# Bad input: one clear line, a non-zero exit, and nothing lost.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["--model.network", "resnet81"], 1, "no network is called 'resnet81'; did you mean "),
+        (["--model.network_args", "{widht: 2}"], 1, "conv2 cannot be built with {'widht': 2}"),
+        (["--model.keep_fraction", "1.5"], 1, "KEPT, above 0 and at most 1; got 1.5"),
+        (["--model.keep_fraction", "0"], 1, "KEPT, above 0 and at most 1; got 0"),
+        (["--model.num_classes", "100"], 1, "num_classes was given as 100, but Digits has 10: leave it out"),
+        (["--model.input_size", "[3, 32, 32]"], 1, "input_size was given as (3, 32, 32), but Digits has (1, 8, 8)"),
+        (["--model.keep_fractoin", "0.5"], 2, "did you mean keep_fraction?"),
+        (["--model.keep_fraction", "half"], 2, "keep_fraction: Expected a float"),
+        (["--model.schedule", "cosin"], 2, "schedule: Expected a Literal['cosine', 'constant']"),
+        (["--model", "Bipro"], 2, "did you mean Biprop?"),
+        (["--ckpt_path", "nowhere.ckpt"], 1, "no checkpoint at nowhere.ckpt; --ckpt_path takes a file, last or best"),
+        (["--data.batch_size", "33", "--trainer.accumulate_grad_batches", "2"], 1, "data.batch_size=33 is the total"),
+    ],
+)
+def test_mistakes_on_the_command_line(here, capsys, arguments, status, message):
+    before = sorted(here.rglob("*"))
+    line, code = refused(capsys, "fit", "-c", "configs/small.yaml", *arguments)
+    assert message in line
+    assert code == status
+    assert set(before) <= set(here.rglob("*"))  # nothing lost
+
+
+def test_mistakes_in_a_config(here, capsys):
+    (here / "bad.yaml").write_text(CONFIG.replace("max_epochs", "max_epoch"))
+    assert refused(capsys, "fit", "-c", "bad.yaml") == (
+        "frugal: error: Subcommand 'fit' does not accept option 'trainer.max_epoch'; did you mean max_epochs?",
+        2,
+    )
+    (here / "bad.yaml").write_text(CONFIG.replace("trainer", "trianer"))
+    assert "did you mean trainer?" in refused(capsys, "fit", "-c", "bad.yaml")[0]
+    (here / "bad.yaml").write_text("model: [")
+    assert refused(capsys, "fit", "-c", "bad.yaml")[1] == 2
+    line, code = refused(capsys, "fit", "-c", "configs/smal.yaml")
+    assert line.startswith("frugal: error: config: File does not exist: ")
+    assert line.endswith("configs/smal.yaml'")
+    assert code == 2
+
+
+def test_checkpoints_that_cannot_be_used(here, capsys):
+    last = here / CHECKPOINTS / "last.ckpt"
+    whole = last.read_bytes()
+    last.write_bytes(whole[: len(whole) // 2])
+    line, code = refused(capsys, "test", "-c", "configs/small.yaml")
+    assert "last.ckpt is cut short or not a checkpoint" in line
+    assert code == 1
+    line, _ = refused(
+        capsys, "test", "-c", "configs/small.yaml", "--ckpt_path", "best", "--model.network_args.width", "1"
+    )
+    assert "another network than this conv2: 0 tensors are missing, 0 unknown, 10 of another size" in line
+    last.unlink()
+    line, _ = refused(capsys, "test", "-c", "configs/small.yaml")
+    assert "no checkpoint at runs/small/seed0/checkpoints/last.ckpt: run `frugal fit` with this config first" in line
+
+
+class Evil:
+    def __reduce__(self):
+        return open, ("executed", "w")
+
+
+def test_loading_never_executes_code_from_a_file(here, capsys):
+    torch.save({"state_dict": {}, "callbacks": Evil()}, here / "evil.ckpt")
+    line, code = refused(capsys, "test", "-c", "configs/small.yaml", "--ckpt_path", "evil.ckpt")
+    assert "evil.ckpt is cut short or not a checkpoint" in line
+    assert code == 1
+    assert not (here / "executed").exists()

@@ -1,0 +1,172 @@
+"""What every method shares: schedule, groups, loss terms, metrics, and refusals."""
+
+import math
+
+import pytest
+import torch
+from pytorch_lightning import LightningDataModule, Trainer
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from datamodules import Digits
+from lightning_modules import Biprop, Classifier
+from lightning_modules.classifier import warmup_then
+from networks import InputError
+
+
+def learning_rates(schedule, epochs, warmup_epochs, rate):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=rate)
+    scheduler = warmup_then(schedule, optimizer, epochs, warmup_epochs)
+    rates = []
+    for _ in range(epochs):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+def test_cosine_of_the_cifar_recipe():
+    rates = learning_rates("cosine", 250, 0, 0.1)
+    expected = {0: 0.1, 50: 0.0904508, 125: 0.05, 200: 0.00954915, 249: 3.94779e-6}
+    assert [rates[e] for e in expected] == pytest.approx(list(expected.values()), rel=1e-5)
+
+
+def test_warmup_and_cosine_of_the_imagenet_recipe():
+    rates = learning_rates("cosine", 120, 5, 0.256)
+    expected = {0: 0.0512, 1: 0.1024, 4: 0.256, 5: 0.256, 60: 0.136735, 119: 4.77592e-5}
+    assert [rates[e] for e in expected] == pytest.approx(list(expected.values()), rel=1e-5)
+
+
+@pytest.mark.parametrize("w", [1, 2, 7])
+def test_every_epoch_follows_the_formula(w):
+    cosine = [0.3 * (e + 1) / w if e < w else 0.15 * (1 + math.cos(math.pi * (e - w) / (20 - w))) for e in range(20)]
+    assert learning_rates("cosine", 20, w, 0.3) == pytest.approx(cosine, rel=1e-9, abs=1e-15)
+    assert learning_rates("constant", 20, w, 0.3) == pytest.approx([0.3 * min(1, (e + 1) / w) for e in range(20)])
+
+
+def test_cosine_needs_to_know_its_end():
+    with pytest.raises(InputError, match=r"trainer\.max_epochs: give more than warmup_epochs=5"):
+        learning_rates("cosine", 5, 5, 0.1)
+
+
+def small_classifier(**arguments):
+    torch.manual_seed(0)
+    return Classifier("conv2", 10, (1, 8, 8), **arguments)
+
+
+def fit(module, tmp_path, data=None, **arguments):
+    options = dict(max_epochs=1, limit_train_batches=2, limit_val_batches=1, logger=False, enable_progress_bar=False)
+    trainer = Trainer(
+        default_root_dir=tmp_path, enable_checkpointing=False, enable_model_summary=False, **{**options, **arguments}
+    )
+    trainer.fit(module, datamodule=data or Digits())
+    return trainer
+
+
+def test_optimizer_gets_what_is_trained_and_spares_what_must_not_decay(tmp_path):
+    class Sparing(Classifier):
+        def decays(self, name, parameter):
+            return parameter.ndim > 1
+
+    module = Sparing(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), 10, (1, 8, 8))
+    decayed, spared = fit(module, tmp_path).optimizers[0].param_groups
+    assert [p.shape for p in decayed["params"]] == [(10, 64)]
+    assert decayed["weight_decay"] == 1e-4
+    assert [p.shape for p in spared["params"]] == [(10,)]
+    assert spared["weight_decay"] == 0
+
+
+def test_biprop_optimizes_scores_and_nothing_else(tmp_path):
+    module = Biprop("conv2", 10, (1, 8, 8), keep_fraction=0.3)
+    weights = {name: p.clone() for name, p in module.named_parameters() if name.endswith("weight")}
+    (group,) = fit(module, tmp_path).optimizers[0].param_groups
+    scores = {name: p for name, p in module.named_parameters() if name.endswith("scores")}
+    assert [id(p) for p in group["params"]] == [id(p) for p in scores.values()]
+    assert len(scores) == 5
+    assert all(torch.equal(module.get_parameter(name), value) for name, value in weights.items())
+
+
+def test_plus_bn_trains_batch_norm_along(tmp_path):
+    module = Biprop("conv2", 10, (1, 8, 8), {"activation": "sign"}, keep_fraction=0.3, train_bn=True)
+    (group,) = fit(module, tmp_path).optimizers[0].param_groups
+    assert len(group["params"]) == 5 + 2 * 4
+
+
+def test_loss_terms_are_added_and_logged(tmp_path):
+    module = small_classifier()
+    seen = []
+    module.loss_terms["penalty"] = lambda batch, outputs: seen.append(outputs.shape) or outputs.square().mean()
+    logged = fit(module, tmp_path, limit_train_batches=1).callback_metrics
+    batch = torch.zeros(2, 1, 8, 8), torch.tensor([0, 1])
+    module.log = lambda *args, **kwargs: None
+    plain = module.criterion(module(batch[0]), batch[1])
+    assert torch.allclose(module.training_step(batch, 0), plain + module(batch[0]).square().mean())
+    assert logged["train/penalty"] > 0
+    assert seen[0] == (32, 10)
+
+
+class Uneven(LightningDataModule):
+    """Seven samples in batches of three, to validate and to test."""
+
+    num_classes, input_size = 10, (1, 8, 8)
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        images = torch.randn(7, 1, 8, 8, generator=generator)
+        self.samples = TensorDataset(images, torch.randint(0, 10, (7,), generator=generator))
+
+    def train_dataloader(self):
+        return DataLoader(self.samples, batch_size=3)
+
+    val_dataloader = test_dataloader = train_dataloader
+
+
+def test_metrics_are_exact_over_uneven_batches(tmp_path):
+    module, data = small_classifier(label_smoothing=0.1), Uneven()
+    trainer = Trainer(default_root_dir=tmp_path, logger=False, enable_progress_bar=False, enable_model_summary=False)
+    (logged,) = trainer.test(module, datamodule=data, verbose=False)
+    images, labels = data.samples.tensors
+    with torch.no_grad():
+        logits = module.eval()(images)
+    best = logits.topk(5).indices
+    assert logged["test/loss"] == pytest.approx(
+        nn.functional.cross_entropy(logits, labels, label_smoothing=0.1).item(), rel=1e-5
+    )
+    assert logged["test/top1"] == pytest.approx((best[:, 0] == labels).float().mean().item())
+    assert logged["test/top5"] == pytest.approx((best == labels[:, None]).any(1).float().mean().item())
+
+
+def test_refusals_come_before_training(tmp_path):
+    with pytest.raises(InputError, match="num_classes and input_size are not known"):
+        Classifier("conv2")
+    with pytest.raises(InputError, match=r"no network is called 'resnet81'; did you mean .*resnet18"):
+        Classifier("resnet81", 10, (3, 32, 32))
+    with pytest.raises(InputError, match=r"conv2 cannot be built with {'widht': 2}: .*unexpected keyword"):
+        Classifier("conv2", 10, (3, 32, 32), {"widht": 2})
+    with pytest.raises(InputError, match="num_classes=5, the data have 10"):
+        fit(Classifier("conv2", 5, (1, 8, 8)), tmp_path)
+    with pytest.raises(InputError, match=r"outputs of size \(3,\), not \(10,\)"):
+        fit(Classifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), 10, (1, 8, 8)), tmp_path)
+    with pytest.raises(InputError, match="ResNet does not accept an input of 1x8000"):
+        fit(Classifier("resnet18", 10, (1, 8000)), tmp_path)
+
+
+def test_a_checkpoint_of_another_network_is_refused_in_one_line(tmp_path):
+    trainer = fit(small_classifier(), tmp_path)
+    trainer.save_checkpoint(tmp_path / "conv2.ckpt")
+    other = Classifier("conv2", 10, (1, 8, 8), {"width": 0.5})
+    trainer = Trainer(default_root_dir=tmp_path, logger=False, enable_progress_bar=False, max_epochs=1)
+    with pytest.raises(InputError, match=r"another network than this conv2: .* 5 of another size, such as") as error:
+        trainer.fit(other, datamodule=Digits(), ckpt_path=tmp_path / "conv2.ckpt", weights_only=True)
+    assert "\n" not in str(error.value)
+
+
+def test_load_from_checkpoint_rebuilds_the_ticket(tmp_path):
+    module = Biprop("conv2", 10, (1, 8, 8), keep_fraction=0.3)
+    trainer = fit(module, tmp_path)
+    trainer.save_checkpoint(tmp_path / "ticket.ckpt")
+    loaded = Biprop.load_from_checkpoint(tmp_path / "ticket.ckpt", weights_only=True)
+    x = torch.randn(5, 1, 8, 8)
+    assert torch.equal(loaded.eval()(x), module.eval()(x))
+    assert loaded.network.classifier.keep_fraction == 0.3
