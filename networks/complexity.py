@@ -100,12 +100,13 @@ def count(network: nn.Module, input_size: Sequence[int]) -> Report:
     try:
         with torch.no_grad(), ledger.counter, ledger:
             twin(torch.empty(1, *input_size, device="meta"))
-    except NotImplementedError as error:  # an operation whose result's size depends on values
-        failure = (str(error).split("\n")[0],)
     except Exception as error:
-        size = "x".join(map(str, input_size))
         reason = str(error).split("\n")[0]
-        raise InputError(f"{type(network).__name__} does not accept an input of {size}: {reason}") from error
+        size = "x".join(map(str, input_size))
+        if isinstance(error, NotImplementedError) or "meta tensors" in reason:  # what happens depends on values
+            failure = (reason,)
+        else:
+            raise InputError(f"{type(network).__name__} does not accept an input of {size}: {reason}") from error
     layers = tuple(ledger.rows(failure))
     total: Cost = sum(layers, Cost())
     return Report(
@@ -128,7 +129,8 @@ def _on_meta(network: nn.Module) -> nn.Module:
 
 
 # Operations of aten that multiply and add, for which torch's counter has no formula.
-_UNCOUNTED = {"mv", "dot", "vdot", "addmv", "addr", "_cdist_forward", "_euclidean_dist", "_fft_r2c", "_fft_c2c"}
+_UNCOUNTED = {"mv", "dot", "vdot", "addmv", "addr", "_trilinear", "_cdist_forward", "_euclidean_dist", "_fft_r2c"}
+_UNCOUNTED |= {"_fft_c2r", "_fft_c2c", "_native_multi_head_attention", "_transformer_encoder_layer_fwd"}
 
 
 class _Ledger(TorchDispatchMode):

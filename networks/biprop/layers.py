@@ -137,13 +137,13 @@ class _Subnet(nn.Module):
         return self._cache[3].detach()
 
     def _compute_weight(self, scores: Tensor, weight: Tensor) -> Tensor:
-        mask = keep_mask(scores, self.kept)
+        masked = weight * keep_mask(scores, self.kept)
         if self.binarize == "none":
-            return weight * mask
+            return masked
         count = self.kept if self.gain_count == "kept" else int(self.keep_fraction * weight.numel())
         # An empty layer has gain 0, never NaN.
-        gain = (weight.abs() * mask).sum(dtype=torch.promote_types(weight.dtype, torch.float32)) / max(count, 1)
-        return weight.sign() * (mask * gain).to(weight.dtype)
+        gain = masked.abs().sum(dtype=torch.promote_types(weight.dtype, torch.float32)) / max(count, 1)
+        return masked.sign_().mul_(gain)
 
     def deployed_cost(self, x: Tensor, y: Tensor) -> Cost:
         """Cost of one call: kept weights stored as a mask bit each, a sign bit for the kept ones, and the gain."""

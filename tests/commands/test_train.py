@@ -159,12 +159,12 @@ def test_count_of_a_config_agrees_with_the_run(here, capsys):
 def test_wandb_by_one_line_and_offline(here):
     run("fit", "-c", "configs/small.yaml", "--trainer.max_epochs", 1, "--trainer.logger", "WandbLogger",
         "--trainer.logger.offline", "true")  # fmt: skip
+    sys.modules["wandb"].finish()
     folder = here / "runs/small/seed0"
     assert list(folder.glob("wandb/offline-run-*/run-*.wandb"))
     assert (folder / "config.yaml").exists()
     assert not (here / "config.yaml").exists()
     assert not (here / "wandb").exists()
-    sys.modules["wandb"].finish()
 
 
 def test_users_own_classes_in_the_working_directory(here):
