@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> None:
         "frugal count", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--network", help="timm name of a network, ours or timm's own")
+    what.add_argument("--network", help="timm name, ours or timm's own, or the import path of your own")
     what.add_argument("-c", "--config", action="append", help="config of a run; any option of `frugal fit` may follow")
     parser.add_argument("--input", type=_size, metavar="C,H,W", help="size of one input for --network: 3,224,224")
     parser.add_argument("--num_classes", type=int, help="outputs for --network; default: the network's own")

@@ -8,6 +8,9 @@ from typing import NoReturn
 
 from pytorch_lightning.cli import LightningArgumentParser
 
+import datamodules  # both imported for their classes to be known by name: --model Biprop
+import lightning_modules
+
 
 class Parser(LightningArgumentParser):
     """Lightning's parser, whose messages span many lines of union types."""
@@ -39,9 +42,6 @@ def _suggestion(message: str, parser: LightningArgumentParser) -> str:
 
 
 def _known_names(parser: LightningArgumentParser) -> set[str]:
-    import datamodules
-    import lightning_modules
-
     names = {part for action in parser._actions for part in action.dest.split(".")}
     for package in (datamodules, lightning_modules):
         for name in package.__all__:

@@ -20,6 +20,17 @@ from commands.parser import Parser
 from datamodules.batching import device_batch_size
 from networks import InputError
 
+HELP = {
+    "fit": "Train a network. The run goes to runs/<path of the config>/seed<k>/; an earlier one there is kept aside. "
+    "--ckpt_path last resumes it.",
+    "validate": "Score a trained network on the validation data; --ckpt_path last (the default), best, or a file.",
+    "test": "Score a trained network on the test data; --ckpt_path last (the default), best, or a file.",
+    "predict": "Write predictions.csv, labels and probabilities, for the test data; --ckpt_path as for test.",
+}
+USAGE = (
+    "frugal {} -c CONFIG [-c OVERLAY ...] [--model.ARGUMENT VALUE] [--data.ARGUMENT VALUE] [--trainer.ARGUMENT VALUE]"
+)
+MORE = " --model.help Biprop (or another class) lists the arguments of a model, --data.help those of a DataModule."
 FROM_DATA = ("num_classes", "input_size")
 
 
@@ -48,6 +59,9 @@ class FrugalCLI(LightningCLI):
                 "callbacks": [ComplexityMonitor(), TrainingCurves(), PredictionWriter()],
             },
             parser_class=Parser,
+            parser_kwargs={
+                name: {"usage": USAGE.format(name), "description": text + MORE} for name, text in HELP.items()
+            },
             auto_configure_optimizers=False,
             args=arguments,
             run=run,

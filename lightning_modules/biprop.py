@@ -5,10 +5,9 @@ from typing import Any
 import torch
 from pytorch_lightning.cli import OptimizerCallable
 from pytorch_lightning.utilities import rank_zero_info
-from torch import nn
 
 import networks
-from lightning_modules.classifier import Classifier, Schedule
+from lightning_modules.classifier import Classifier, Network, Schedule
 from networks.biprop.layers import Binarize, GainCount, Init, Scale
 
 
@@ -36,7 +35,7 @@ class Biprop(Classifier):
 
     def __init__(
         self,
-        network: str | nn.Module,
+        network: Network,
         num_classes: int | None = None,
         input_size: tuple[int, ...] | None = None,
         network_args: dict[str, Any] | None = None,

@@ -17,6 +17,7 @@ import networks
 from networks import InputError
 
 Schedule = Literal["cosine", "constant"]
+Network = Any  # str | nn.Module; spelled out, --help would list every module of torch
 LossTerm = Callable[[Any, Tensor], Tensor]  # (batch, outputs) -> loss
 
 
@@ -28,7 +29,8 @@ class Classifier(LightningModule):
     added to the loss in training and logged as train/<name>.
 
     Args:
-        network: a timm name ("conv4", "resnet18"), or any module that gives logits (N, num_classes).
+        network: a timm name ("conv4", "resnet18"), the import path of your own ("my_own.Net"), or, from Python, any
+            module that gives logits (N, num_classes).
         num_classes: number of classes; the command takes it from the data.
         input_size: size of one input, (C, H, W) or (C, T); the command takes it from the data.
         network_args: arguments for a network given by name, such as {"width": 0.5}.
@@ -43,7 +45,7 @@ class Classifier(LightningModule):
 
     def __init__(
         self,
-        network: str | nn.Module,
+        network: Network,
         num_classes: int | None = None,
         input_size: tuple[int, ...] | None = None,
         network_args: dict[str, Any] | None = None,

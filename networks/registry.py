@@ -1,7 +1,9 @@
-"""Create networks by their timm names."""
+"""Create networks by name."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+import importlib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import timm
@@ -13,27 +15,45 @@ from networks.errors import InputError
 def create(
     name: str, input_size: Sequence[int], num_classes: int | None = None, args: Mapping[str, Any] | None = None
 ) -> nn.Module:
-    """Create a network of the timm registry (timm's own or ours) for inputs of a size.
+    """Create a network for inputs of a size.
 
     Args:
-        name: timm name, with a pretrained tag if wanted ("resnet18.a1_in1k").
-        input_size: size of one input, (C, H, W) or (C, T); gives `in_chans`, and `img_size` where the network's
-            layers depend on it.
+        name: timm name, ours or timm's own, with a pretrained tag if wanted ("resnet18.a1_in1k"); or the import path
+            of a class or function that builds one ("my_own.Net").
+        input_size: size of one input, (C, H, W) or (C, T). Gives `in_chans`, and `img_size` where the network's layers
+            depend on it.
         num_classes: outputs; None for the network's own default.
-        args: further arguments of the network's entry point, such as {"width": 0.5} or {"pretrained": True}.
+        args: further arguments, such as {"width": 0.5} or {"pretrained": True}.
 
     Raises:
-        InputError: an unknown name, or arguments that the network does not have.
+        InputError: an unknown name, or arguments that the network does not take.
     """
-    if not timm.is_model(name):
-        close = difflib.get_close_matches(name, timm.list_models(), n=3)
-        hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() lists them"
-        raise InputError(f"no network is called {name!r}; {hint}")
-    given: dict[str, Any] = {"in_chans": input_size[0], "num_classes": num_classes}
-    cfg = timm.get_pretrained_cfg(name)
-    if cfg is not None and cfg.fixed_input_size and len(input_size) == 3:
-        given["img_size"] = tuple(input_size[1:])
+    from_data = {"num_classes": num_classes, "in_chans": input_size[0], "img_size": tuple(input_size[1:])}
+    build: Callable[..., nn.Module]
+    if timm.is_model(name):
+        cfg = timm.get_pretrained_cfg(name)
+        if not (cfg and cfg.fixed_input_size and len(input_size) == 3):
+            del from_data["img_size"]
+
+        def build(**kwargs: Any) -> nn.Module:
+            return timm.create_model(name, **kwargs)
+    else:
+        build = _imported(name)
+        wanted = inspect.signature(build).parameters
+        from_data = {key: value for key, value in from_data.items() if key in wanted and value is not None}
     try:
-        return timm.create_model(name, **{**given, **(args or {})})
-    except TypeError as error:
+        return build(**{**from_data, **(args or {})})
+    except (TypeError, RuntimeError) as error:
         raise InputError(f"network {name} cannot be built with {dict(args or {})}: {error}") from error
+
+
+def _imported(path: str) -> Callable[..., nn.Module]:
+    module, _, attribute = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ValueError, ModuleNotFoundError, AttributeError) as error:
+        if isinstance(error, ModuleNotFoundError) and not module.startswith(error.name or ""):
+            raise  # the user's module is there and misses another one
+        close = difflib.get_close_matches(path, timm.list_models(), n=3)
+        hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() lists them"
+        raise InputError(f"no network is called {path!r}; {hint}") from error

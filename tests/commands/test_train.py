@@ -189,7 +189,7 @@ def test_users_own_classes_in_the_working_directory(here):
         "        return torch.optim.SGD(self.parameters(), lr=0.1)\n"
     )
     quick = ("--trainer.max_epochs", 1, "--trainer.enable_progress_bar", "false")
-    run("fit", "--model", "Biprop", "--model.network", "my_own.Net", "--model.network.hidden", 16, *quick)
+    run("fit", "--model", "Biprop", "--model.network", "my_own.Net", "--model.network_args.hidden", 16, *quick)
     assert read_csv("runs/unnamed/seed0/cost.csv")[0]["dense_params"] == str(64 * 16)
     with pytest.warns(UserWarning, match="Mean has no `network` and `input_size`"):
         run("fit", "--model", "my_own.Mean", "--data", "my_own.Noise", "--checkpoint.monitor", "null", *quick)

@@ -1,0 +1,27 @@
+PYTHON ?= python3
+VENV := .venv
+CONFIG := configs/biprop/digits/conv2_mpt1_32.yaml
+
+.PHONY: demo test lint types
+.DEFAULT_GOAL := test
+
+demo: $(VENV)/.installed
+	$(VENV)/bin/frugal fit -c $(CONFIG)
+	$(VENV)/bin/frugal test -c $(CONFIG)
+	$(VENV)/bin/frugal count -c $(CONFIG)
+
+test: $(VENV)/.installed
+	$(VENV)/bin/pytest -q
+
+lint: $(VENV)/.installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+types: $(VENV)/.installed
+	$(VENV)/bin/mypy
+
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("frugal needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --progress-bar off --editable '.[dev]'
+	touch $@

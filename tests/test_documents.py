@@ -1,0 +1,57 @@
+"""Every command of the README and the docs runs as it stands there, and so does every piece of Python."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import frugal
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MY_OWN = """\
+from torch import nn
+
+
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+"""
+
+
+def blocks(page, language):
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+@pytest.fixture
+def clone(tmp_path, monkeypatch):
+    """A working directory with the clone's configs and a user's own module, but without its runs."""
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "my_own.py").write_text(MY_OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands(clone, page):
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    lines = [shlex.split(line, comments=True) for block in blocks(page, "sh") for line in block.splitlines()]
+    assert lines
+    for program, *arguments in filter(None, lines):
+        if program == "make":  # .ci/run runs these
+            assert set(arguments) <= set(targets)
+        else:
+            assert program == "frugal"
+            frugal.main(arguments)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
+def test_python(page, capsys):
+    for block in blocks(page, "python"):
+        exec(compile(block, str(page), "exec"), {})
+    printed = capsys.readouterr().out
+    accuracy = re.search(r"top-1 ([\d.]+)", printed)
+    assert accuracy is None or float(accuracy[1]) >= 0.93
+    if page.name == "README.md":
+        assert printed.startswith("2335792 ")
