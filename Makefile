@@ -23,5 +23,5 @@ types: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("frugal needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --progress-bar off --editable '.[dev]'
+	$(VENV)/bin/pip install --editable '.[dev]'
 	touch $@

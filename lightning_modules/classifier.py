@@ -70,9 +70,9 @@ class Classifier(LightningModule):
         self.loss_terms: dict[str, LossTerm] = {}
         top_k = {"top1": 1, "top5": 5} if num_classes > 5 else {"top1": 1}
         self.metrics = nn.ModuleDict()
-        for stage in ("train", "val", "test"):
-            self.metrics[f"{stage}/loss"] = MeanMetric()
-            for name, k in top_k.items():  # argument checks would read values back from the device in every step
+        for stage in ("train", "val", "test"):  # without checks, which would wait for the device in every step
+            self.metrics[f"{stage}/loss"] = MeanMetric(nan_strategy="disable")
+            for name, k in top_k.items():
                 accuracy = MulticlassAccuracy(num_classes, k, average="micro", validate_args=False)
                 self.metrics[f"{stage}/{name}"] = accuracy
 
@@ -135,7 +135,7 @@ class Classifier(LightningModule):
         others = [p for name, p in trained if not self.decays(name, p)]
         groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
         optimizer = self.optimizer([group for group in groups if group["params"]])
-        if self.schedule == "constant" and not self.warmup_epochs:
+        if (self.schedule == "constant" and not self.warmup_epochs) or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return optimizer
         scheduler = warmup_then(self.schedule, optimizer, self.trainer.max_epochs or 0, self.warmup_epochs)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
