@@ -145,7 +145,6 @@ class FrugalCLI(LightningCLI):
         path = run_folder.checkpoint(self.folder, kwargs["ckpt_path"])
         if path:
             check_readable(path)
-            rank_zero_info(f"checkpoint: {path}")
         if hasattr(self.datamodule, "batch_size"):
             device_batch_size(self.datamodule.batch_size, self.trainer, subcommand == "fit")
         if subcommand == "fit" and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]

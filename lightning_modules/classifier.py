@@ -56,6 +56,8 @@ class Classifier(LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["optimizer"] if isinstance(network, str) else ["optimizer", "network"])
+        if warmup_epochs < 0 or not 0 <= label_smoothing <= 1:
+            raise InputError(f"{warmup_epochs=} must not be negative, {label_smoothing=} must lie in 0 to 1")
         if num_classes is None or input_size is None:
             raise InputError("num_classes and input_size are not known: give both, or data that says them")
         if isinstance(network, str):
@@ -120,7 +122,8 @@ class Classifier(LightningModule):
             if not name.startswith(f"{stage}/"):
                 continue
             if isinstance(metric, MeanMetric):
-                metric.update(loss.detach(), len(targets))
+                # One value per sample: without its checks torchmetrics (1.7 to 1.9) drops the weights of values.
+                metric.update(loss.detach().expand(len(targets)))
             else:
                 metric.update(outputs.detach(), targets)  # type: ignore[operator]
             self.log(name, metric, on_step=False, on_epoch=True, prog_bar=name == "val/top1")  # type: ignore[arg-type]

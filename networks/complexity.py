@@ -125,6 +125,7 @@ def _on_meta(network: nn.Module) -> nn.Module:
         return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
 
     tensors = [*network.parameters(), *network.buffers()]
+    tensors += [value for module in network.modules() for value in vars(module).values() if isinstance(value, Tensor)]
     return copy.deepcopy(network, {id(tensor): twin(tensor) for tensor in tensors})
 
 

@@ -22,13 +22,12 @@ def apply(
     binarize: Binarize = "sign_gain",
     gain_count: GainCount = "kept",
     train_bn: bool = False,
-    pattern: str = "",
 ) -> list[str]:
     """Make a network a ticket, in place: convolutions and linear layers become masked layers without bias, drawn anew.
 
     Afterwards only scores are trained. Batch normalisation loses its scale and shift (they would be 1 and 0), or with
     `train_bn` trains them along, the paper's +BN. Every other parameter is frozen as it stands. Warns when no layer
-    was replaced, and names subclasses of the two layer types, which are left as they are.
+    was replaced, and then leaves the network as it was; names subclasses of the two layer types, which it passes over.
 
     Args:
         network: any network; layers of exactly nn.Conv2d and nn.Linear are replaced, first and last included.
@@ -36,7 +35,6 @@ def apply(
         init, scale, binarize, gain_count: as in SubnetConv2d. `scale` None means "kept" in a network without batch
             normalisation, where the released divisor stalls learning at small keep fractions, and "none" elsewhere.
         train_bn: train scale and shift of batch normalisation along with the scores.
-        pattern: regular expression; only layers whose name it is found in are replaced.
 
     Returns:
         Dotted names of the replaced layers.
@@ -69,8 +67,10 @@ def apply(
         return SubnetConv2d(**arguments, **options)
 
     masked(nn.Linear(1, 1))  # wrong options are refused before anything is touched
-    names = surgery.replace(network, masked, (nn.Conv2d, nn.Linear), pattern)
-    _report(network, names)
+    names = surgery.replace(network, masked, (nn.Conv2d, nn.Linear))
+    _warn(network, names)
+    if not names:
+        return names
     for parameter in network.parameters():
         parameter.requires_grad_(False)
     for module in network.modules():
@@ -87,7 +87,7 @@ def apply(
     return names
 
 
-def _report(network: nn.Module, replaced: list[str]) -> None:
+def _warn(network: nn.Module, replaced: list[str]) -> None:
     passed_over = [
         f"{name} ({type(layer).__name__})"
         for name, layer in network.named_modules()

@@ -46,6 +46,8 @@ def mask_by_partition(magnitude: Tensor, kept: int) -> Tensor:
     smallest = np.partition(magnitude.numpy(), -kept)[-kept].item()
     mask = magnitude >= smallest
     excess = int(mask.sum()) - kept
+    if excess < 0:  # NaN compares with nothing; sorting ranks it highest
+        return mask_by_sort(magnitude, kept)
     if excess:
         tied = (magnitude == smallest).nonzero().flatten()
         mask[tied[:excess]] = False

@@ -4,7 +4,9 @@ import csv
 import json
 import os
 import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,6 +29,7 @@ trainer:
   log_every_n_steps: 10
   enable_progress_bar: false
 """
+ROOT = Path(__file__).parent.parent.parent
 CHECKPOINTS = "runs/small/seed0/checkpoints"
 
 
@@ -80,6 +83,9 @@ def test_fit_leaves_everything_in_the_folder_that_config_and_seed_name(here):
     metrics = read_csv("runs/small/seed0/metrics.csv")
     assert [int(row["epoch"]) for row in metrics if row["val/top1"]] == [0, 1, 2]
     assert float(metrics[0]["cost/params"]) == sum(int(row["params"]) for row in read_csv("runs/small/seed0/cost.csv"))
+    history = torch.load(f"{CHECKPOINTS}/last.ckpt", weights_only=True)["callbacks"]["TrainingCurves"]["history"]
+    assert [row["val/top1"] for row in history] == [float(row["val/top1"]) for row in metrics if row["val/top1"]]
+    assert all({"train/loss", "val/loss", "train/top1"} <= row.keys() for row in history)
     assert float([row for row in metrics if row["val/top1"]][-1]["val/top1"]) > 0.8
     assert torch.load(f"{CHECKPOINTS}/last.ckpt", weights_only=True)["epoch"] == 2
 
@@ -125,6 +131,18 @@ def test_predict_writes_labels_and_probabilities(here):
         assert row["predicted"] == max(probabilities, key=probabilities.__getitem__)
     (tested,) = read_csv("runs/small/seed0/test/metrics.csv")
     assert sum(row["label"] == row["predicted"] for row in rows) / 360 == pytest.approx(float(tested["test/top1"]))
+
+
+def test_two_processes_predict_each_sample_once(here):
+    """Through a real process each: 360 samples and 2 processes make batches of which the last differ in size."""
+    options = "--trainer.accelerator cpu --trainer.devices 2 --trainer.strategy ddp --data.batch_size 34".split()
+    run("predict", "-c", "configs/small.yaml")
+    expected = read_csv("runs/small/seed0/predict/predictions.csv")
+    command = [sys.executable, "-m", "frugal", "predict", "-c", "configs/small.yaml", *options]
+    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    rows = read_csv("runs/small/seed0/predict/predictions.csv")
+    assert [row["index"] for row in rows] == [row["index"] for row in expected]
+    assert [row["predicted"] for row in rows] == [row["predicted"] for row in expected]
 
 
 def test_weights_as_built_can_be_tested_on_request(here):
@@ -195,6 +213,7 @@ def test_users_own_classes_in_the_working_directory(here):
         run("fit", "--model", "my_own.Mean", "--data", "my_own.Noise", "--checkpoint.monitor", "null", *quick)
     run("fit", "--model", "Biprop", "--model.network", "conv2", "--trainer.fast_dev_run", "true")
     assert not (here / "checkpoints").exists()
+    assert not (here / "runs/unnamed/seed0.2").exists()  # a trial run sets nothing aside
 
 
 # Bad input: one clear line, a non-zero exit, and nothing lost.
@@ -213,6 +232,7 @@ def test_users_own_classes_in_the_working_directory(here):
         (["--model.keep_fraction", "half"], 2, "keep_fraction: Expected a float"),
         (["--model.schedule", "cosin"], 2, "schedule: Expected a Literal['cosine', 'constant']"),
         (["--model", "Bipro"], 2, "did you mean Biprop?"),
+        (["--weights_only", "false"], 2, "weights_only"),
         (["--ckpt_path", "nowhere.ckpt"], 1, "no checkpoint at nowhere.ckpt; --ckpt_path takes a file, last or best"),
         (["--data.batch_size", "33", "--trainer.accumulate_grad_batches", "2"], 1, "data.batch_size=33 is the total"),
     ],

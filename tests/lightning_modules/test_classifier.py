@@ -97,10 +97,11 @@ def test_loss_terms_are_added_and_logged(tmp_path):
     seen = []
     module.loss_terms["penalty"] = lambda batch, outputs: seen.append(outputs.shape) or outputs.square().mean()
     logged = fit(module, tmp_path, limit_train_batches=1).callback_metrics
-    batch = torch.zeros(2, 1, 8, 8), torch.tensor([0, 1])
+    batch = torch.randn(2, 1, 8, 8), torch.tensor([0, 1])
     module.log = lambda *args, **kwargs: None
-    plain = module.criterion(module(batch[0]), batch[1])
-    assert torch.allclose(module.training_step(batch, 0), plain + module(batch[0]).square().mean())
+    plain, penalty = module.criterion(module(batch[0]), batch[1]), module(batch[0]).square().mean()
+    assert penalty > 1e-4
+    assert torch.allclose(module.training_step(batch, 0) - plain, penalty, rtol=1e-3)
     assert logged["train/penalty"] > 0
     assert seen[0] == (32, 10)
 
@@ -144,6 +145,10 @@ def test_refusals_come_before_training(tmp_path):
         Classifier("resnet81", 10, (3, 32, 32))
     with pytest.raises(InputError, match=r"conv2 cannot be built with {'widht': 2}: .*unexpected keyword"):
         Classifier("conv2", 10, (3, 32, 32), {"widht": 2})
+    with pytest.raises(InputError, match="warmup_epochs=-1 must not be negative"):
+        small_classifier(warmup_epochs=-1)
+    with pytest.raises(InputError, match="label_smoothing=1.5 must lie in 0 to 1"):
+        small_classifier(label_smoothing=1.5)
     with pytest.raises(InputError, match="num_classes=5, the data have 10"):
         fit(Classifier("conv2", 5, (1, 8, 8)), tmp_path)
     with pytest.raises(InputError, match=r"outputs of size \(3,\), not \(10,\)"):
@@ -170,3 +175,15 @@ def test_load_from_checkpoint_rebuilds_the_ticket(tmp_path):
     x = torch.randn(5, 1, 8, 8)
     assert torch.equal(loaded.eval()(x), module.eval()(x))
     assert loaded.network.classifier.keep_fraction == 0.3
+
+
+def test_a_network_whose_output_is_no_single_tensor_is_left_to_its_module():
+    class Two(nn.Module):
+        def forward(self, x):
+            return x, x
+
+    assert Classifier(Two(), 10, (1, 8, 8)).num_classes == 10
+
+
+def test_fast_dev_run_works_with_any_warmup(tmp_path):
+    fit(small_classifier(warmup_epochs=5), tmp_path, fast_dev_run=True)

@@ -121,6 +121,34 @@ def test_a_ticket_is_counted_as_deployed_in_any_mode_and_left_alone():
     assert report.size_bits == sum(dense + kept + 32 for dense, kept in sizes.values())
 
 
+@pytest.mark.parametrize(("binarize", "bias"), [("sign_gain", True), ("none", True), ("none", False)])
+def test_stored_bits_of_a_masked_layer(binarize, bias):
+    layer = networks.biprop.SubnetLinear(10, 6, bias, keep_fraction=0.25, binarize=binarize)
+    report = count(nn.Sequential(layer), (10,))
+    binary, biases = binarize == "sign_gain", 6 * bias
+    assert (report.params, report.dense_params) == (15 + biases, 60 + biases)
+    assert report.binary_params == 15 * binary
+    assert report.size_bits == 60 + (15 + 32 if binary else 15 * 32) + 32 * biases
+
+
+class Stateful(nn.Module):
+    """Buffers of every kind, and a tensor that is none."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("saved", torch.zeros(3))
+        self.register_buffer("steps", torch.zeros(3, dtype=torch.int64))
+        self.register_buffer("derived", torch.zeros(3), persistent=False)
+        self.plain = torch.ones(3)
+
+    def forward(self, x):
+        return x + self.saved + self.derived + self.plain
+
+
+def test_only_what_must_be_stored_has_a_size():
+    assert count(Stateful(), (3,)).size_bits == 3 * 32
+
+
 class Custom(nn.Module):
     """A layer that states its own cost."""
 
@@ -157,8 +185,13 @@ def test_what_cannot_be_counted_is_unknown_and_says_why():
         def forward(self, x):
             return F.relu(x).nonzero()
 
-    report = count(nn.Sequential(nn.Linear(3, 3), DataDependent()), (3,))
-    assert (report.params, report.flops, report.bops) == (12, None, 0)
+    class Branching(nn.Module):
+        def forward(self, x):
+            return x if x.sum().item() > 0 else -x
+
+    for layer in (DataDependent(), Branching()):
+        report = count(nn.Sequential(nn.Linear(3, 3), layer), (3,))
+        assert (report.params, report.flops, report.bops) == (12, None, 0)
 
     class Unused(nn.Module):
         def __init__(self):
@@ -169,6 +202,25 @@ def test_what_cannot_be_counted_is_unknown_and_says_why():
             return x
 
     assert count(Unused(), (4,)).params is None
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda x: x @ x[0],
+        lambda x: x[0].dot(x[0]),
+        lambda x: torch.addmv(x[0], x, x[0]),
+        lambda x: torch.addr(x, x[0], x[0]),
+        lambda x: F.bilinear(x, x, x.expand(2, 3, 3)),
+        lambda x: torch.fft.rfft(x),
+    ],
+)
+def test_operations_without_a_formula_are_unknown(operation):
+    class Layer(nn.Module):
+        def forward(self, x):
+            return operation(x[0])
+
+    assert count(Layer(), (3, 3)).flops is None
 
 
 def test_refuses_an_input_that_the_network_does_not_accept():

@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 from networks import InputError
 from networks.biprop import SubnetConv2d, SubnetLinear
 from networks.biprop import layers as layers_module
+from networks.biprop.selection import keep_mask
 
 WEIGHT = [0.5, -1, 0.25, 2, -0.125, 1.5, -0.75, -3]
 SCORES = [0.3, -0.9, 0.1, 0.05, -0.4, 0.4, 0.2, -0.6]
@@ -183,6 +184,7 @@ def test_layouts_batch_of_one_and_bias():
     torch.manual_seed(0)
     layer = SubnetConv2d(8, 4, 3, padding=1, padding_mode="reflect", bias=True, keep_fraction=0.5)
     assert layer.bias.requires_grad
+    assert layer.bias.tolist() == [0] * 4
     x = torch.randn(3, 8, 6, 6)
     y = layer(x)
     assert torch.allclose(layer(x[:1]), y[:1], atol=1e-6)
@@ -339,3 +341,24 @@ def test_meta_device():
         layer = SubnetConv2d(3, 8, 3)
         assert layer.eval()(torch.empty(1, 3, 5, 5)).shape == (1, 8, 3, 3)
         assert layer.train()(torch.empty(1, 3, 5, 5)).is_meta
+
+
+def test_scores_rank_by_logical_order_whatever_the_weights_layout():
+    layer = SubnetConv2d(4, 4, 3).to(memory_format=torch.channels_last)
+    assert layer.mask().equal(keep_mask(layer.scores.contiguous(), layer.kept))
+
+
+def test_gain_of_half_precision_weights_is_added_up_in_float32():
+    layer = SubnetLinear(300, 300, keep_fraction=1.0, init="unsigned_constant").half()
+    assert layer.effective_weight()[0, 0] == layer.weight[0, 0]  # 90 000 equal addends overflow no half
+
+
+def test_compiled_layers_compute_the_same():
+    torch.manual_seed(0)
+    layer, x = SubnetConv2d(3, 8, 3), torch.randn(2, 3, 6, 6)
+    for mode in (layer.train(), layer.eval()):
+        expected = mode(x)
+        (gradient,) = torch.autograd.grad(expected.sum(), layer.scores)
+        got = torch.compile(mode, backend="eager")(x)
+        assert torch.allclose(got, expected, atol=1e-6)
+        assert torch.allclose(torch.autograd.grad(got.sum(), layer.scores)[0], gradient, atol=1e-6)

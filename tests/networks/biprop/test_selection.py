@@ -31,7 +31,7 @@ def test_mask_equals_the_literal_sort_with_any_ties(levels, data):
 
 
 @pytest.mark.parametrize("kept", [1, 1000, 499_999, 999_999])
-@pytest.mark.parametrize("kind", ["random", "tied", "denormal", "zero"])
+@pytest.mark.parametrize("kind", ["random", "tied", "denormal", "zero", "nan"])
 def test_backends_agree_on_a_million_scores(kind, kept):
     torch.manual_seed(0)
     uniform = torch.rand(1_000_000)
@@ -40,6 +40,7 @@ def test_backends_agree_on_a_million_scores(kind, kept):
         "tied": (uniform * 50).round(),
         "denormal": uniform * 1e-40,
         "zero": torch.zeros_like(uniform),
+        "nan": torch.where(uniform < 0.3, torch.nan, uniform),
     }[kind]
     mask = mask_by_partition(magnitude, kept)
     assert int(mask.sum()) == kept
