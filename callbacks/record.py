@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 import yaml
+from jsonargparse import Namespace
 from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.cli import SaveConfigCallback
+from pytorch_lightning.cli import LightningArgumentParser, SaveConfigCallback
 
 PACKAGES = ("frugal", "torch", "pytorch-lightning", "torchmetrics", "timm", "jsonargparse", "wandb", "numpy")
 
@@ -19,26 +20,37 @@ PACKAGES = ("frugal", "torch", "pytorch-lightning", "torchmetrics", "timm", "jso
 class RunRecord(SaveConfigCallback):
     """Writes config.yaml, the whole resolved config, and run.json, where and with what it ran; logs both.
 
-    The stock callback writes ./config.yaml under some loggers, and the second run dies on it.
+    The stock callback writes ./config.yaml under some loggers, and the second run dies on it. What is kept is the
+    config before its folders were derived: given to another command, or with another seed, it derives them again.
+
+    Args:
+        resolved: that config.
     """
+
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, resolved: Namespace) -> None:
+        super().__init__(parser, config, save_to_log_dir=False)
+        self.resolved = resolved
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         folder = Path(trainer.default_root_dir)  # trainer.log_dir broadcasts, and this runs on one process
         folder.mkdir(parents=True, exist_ok=True)
-        config = self.parser.dump(self.config, skip_none=False)
+        resolved = yaml.safe_load(self.parser.dump(self.resolved, skip_none=False))
+        resolved.pop("ckpt_path")  # belongs to the command
+        config = yaml.safe_dump(resolved, sort_keys=False)
         record = provenance()
         (folder / "config.yaml").write_text(config)
         (folder / "run.json").write_text(json.dumps(record, indent=2) + "\n")
         for logger in trainer.loggers:
-            logger.log_hyperparams({"config": yaml.safe_load(config), "run": record})
+            logger.log_hyperparams({"config": resolved, "run": record})
 
 
 def provenance() -> dict[str, Any]:
     """Command, git commit, versions and hardware of this process."""
+    changes = _git("status", "--porcelain", "--untracked-files=no")
     return {
         "command": sys.argv,
         "commit": _git("rev-parse", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "uncommitted_changes": None if changes is None else bool(changes),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "hardware": {
             "machine": platform.machine(),

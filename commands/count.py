@@ -2,11 +2,11 @@
 
 import argparse
 import json
-from typing import Any
 
 import yaml
 
 import networks
+from networks import InputError
 from networks.complexity import Report
 
 DESCRIPTION = """\
@@ -14,7 +14,7 @@ Count what a network costs as deployed, layer by layer: parameters, FLOPs and BO
 for one input) and stored bits.
 
   frugal count --network resnet18 --input 3,224,224
-  frugal count -c configs/biprop/digits/conv2.yaml --model.keep_fraction 0.2
+  frugal count -c configs/biprop/digits/conv2_mpt1_32.yaml --model.keep_fraction 0.2
 """
 
 
@@ -33,6 +33,10 @@ def main(arguments: list[str] | None = None) -> None:
     options, overrides = parser.parse_known_args(arguments)
     if options.network and overrides:
         parser.error(f"unknown: {' '.join(overrides)}")
+    if options.config and (options.input or options.num_classes or options.network_args):
+        parser.error("--input, --num_classes and --network_args go with --network; a config has them itself")
+    if not isinstance(options.network_args or {}, dict):
+        parser.error("--network_args takes a mapping, such as '{width: 0.5}'")
     if options.network and not options.input:
         parser.error("--network needs --input, such as --input 3,224,224")
     report = _of_config(options.config, overrides) if options.config else _of_network(options)
@@ -49,8 +53,12 @@ def _of_network(options: argparse.Namespace) -> Report:
 
 
 def _of_config(configs: list[str], overrides: list[str]) -> Report:
+    from callbacks.complexity import cost_of
     from commands.train import FrugalCLI
 
     arguments = [part for config in configs for part in ("-c", config)]
-    model: Any = FrugalCLI([*arguments, *overrides], run=False).model
-    return networks.complexity.count(model.network, model.input_size)
+    model = FrugalCLI([*arguments, *overrides], run=False).model
+    report = cost_of(model)
+    if report is None:
+        raise InputError(f"{type(model).__name__} has no `network` and `input_size`: its cost cannot be counted")
+    return report

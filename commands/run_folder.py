@@ -1,19 +1,28 @@
 """Where a run lives: runs/<path of the config>/seed<k>/, so that a later step, a resume and a table find it."""
 
+import os
 from pathlib import Path
 
 from networks import InputError
 
+EVALUATIONS = ("validate", "test", "predict")  # their results go to folders of these names inside the run's
+
 
 def run_folder(configs: list[str], seed: int | bool) -> Path:
-    """Folder of the run of a config; the first of several names it, for the others are overlays."""
+    """Folder of the run of a config; the first of several names it, for the others are overlays.
+
+    The config that a run saved belongs to that run, or with another seed to a run beside it.
+    """
     if not configs:
         return Path("runs/unnamed") / _seed(seed)
-    path = Path(configs[0]).resolve().with_suffix("")
+    path = Path(os.path.abspath(configs[0])).with_suffix("")
     base = Path.cwd()
-    relative = path.relative_to(base) if path.is_relative_to(base) else path.relative_to(path.anchor)
+    relative = path.relative_to(base) if path.is_relative_to(base) else path
+    if (path.parent / "run.json").exists():
+        home = relative.parent.parent if relative.parent.name in EVALUATIONS else relative.parent
+        return home if home.name.split(".")[0] == _seed(seed) else home.with_name(_seed(seed))
     parts = relative.parts[1:] if relative.parts[0] == "configs" else relative.parts
-    return Path("runs", *parts) / _seed(seed)
+    return Path("runs", *(part for part in parts if part != path.anchor)) / _seed(seed)
 
 
 def _seed(seed: int | bool) -> str:

@@ -52,7 +52,6 @@ class FrugalCLI(LightningCLI):
     def __init__(self, arguments: list[str] | None, run: bool = True) -> None:
         super().__init__(
             save_config_callback=RunRecord,
-            save_config_kwargs={"save_to_log_dir": False},
             seed_everything_default=0,
             trainer_defaults={
                 "enable_model_summary": False,  # it counts scores as parameters; ComplexityMonitor counts the ticket
@@ -79,7 +78,6 @@ class FrugalCLI(LightningCLI):
                 "checkpoint.filename": "best",
                 "checkpoint.monitor": "val/top1",
                 "checkpoint.mode": "max",
-                "checkpoint.save_last": True,
                 "checkpoint.enable_version_counter": False,
                 "data": {"class_path": "datamodules.Digits"},
             }
@@ -106,7 +104,13 @@ class FrugalCLI(LightningCLI):
         init_args = (config.model or Namespace()).get("init_args", Namespace())
         self.typed = {name: init_args.get(name) for name in FROM_DATA}
         if self.subcommand:
+            self.save_config_kwargs = {"resolved": config.clone()}
             self._choose_folders(config)
+            # last.ckpt is written after every epoch, also where validation is rarer
+            last = ModelCheckpoint(
+                config.checkpoint.dirpath, "last", save_on_train_epoch_end=True, enable_version_counter=False
+            )
+            self.trainer_defaults["callbacks"].append(last)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer | None:  # type: ignore[override]
         return super().instantiate_trainer(**kwargs) if self.subcommand else None
@@ -127,8 +131,7 @@ class FrugalCLI(LightningCLI):
             )
         loggers = config.trainer.logger if isinstance(config.trainer.logger, list) else [config.trainer.logger]
         for logger in filter(None, loggers):
-            # The config that a run saved names its own folder: a test by that config must not log over the training.
-            if logger.init_args.get("save_dir") in (None, ".", str(self.folder)):
+            if logger.init_args.get("save_dir") in (None, "."):
                 logger.init_args.save_dir = log_folder
             if logger.init_args.get("name", "") is None:
                 logger.init_args.name = str(self.folder)
@@ -144,27 +147,30 @@ class FrugalCLI(LightningCLI):
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         path = run_folder.checkpoint(self.folder, kwargs["ckpt_path"])
         if path:
-            check_readable(path)
+            self._check(path)
         if hasattr(self.datamodule, "batch_size"):
             device_batch_size(self.datamodule.batch_size, self.trainer, subcommand == "fit")
         if subcommand == "fit" and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self._make_room(resuming=path is not None)
+            self._make_room(resuming=path is not None and path.resolve().is_relative_to(self.folder.resolve()))
         return {**kwargs, "ckpt_path": path, "weights_only": True}
+
+    def _check(self, path: Path) -> None:
+        """Refuse, before anything is touched, a file that is no whole checkpoint or is of another network."""
+        try:  # reads no tensor and executes nothing
+            checkpoint = torch.load(path, map_location="meta", weights_only=True, mmap=True)
+            self.model.on_load_checkpoint(checkpoint)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+        except Exception as error:
+            reason = str(error).split("\n")[0]
+            raise InputError(
+                f"{path} is cut short or not a checkpoint ({reason}): take another, such as best.ckpt beside it"
+            ) from error
 
     @rank_zero_only
     def _make_room(self, resuming: bool) -> None:
-        """Keep an earlier run; of a run that is resumed the metrics, which the logger would delete."""
-        kept = run_folder.set_aside(self.folder / "metrics.csv" if resuming else self.folder)
-        if kept:
-            rank_zero_info(f"kept what an earlier run had written: {kept}")
-
-
-def check_readable(path: Path) -> None:
-    """Refuse a file that is no checkpoint, or not a whole one, in one line; reads no tensor."""
-    try:
-        torch.load(path, map_location="meta", weights_only=True, mmap=True)
-    except Exception as error:
-        reason = str(error).split("\n")[0]
-        raise InputError(
-            f"{path} is cut short or not a checkpoint ({reason}): take another, such as best.ckpt beside it"
-        ) from error
+        """Keep an earlier run; of the run that is resumed, its metrics and records."""
+        earlier = ("metrics.csv", "config.yaml", "run.json") if resuming else ("",)
+        for kept in [run_folder.set_aside(self.folder / name) for name in earlier]:
+            if kept:
+                rank_zero_info(f"kept what an earlier run had written: {kept}")

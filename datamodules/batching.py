@@ -18,9 +18,9 @@ def device_batch_size(total: int, trainer: Trainer | None, training: bool) -> in
     """
     devices = trainer.world_size if trainer else 1
     steps = trainer.accumulate_grad_batches if trainer and training else 1
-    if total % (devices * steps):
+    if total < 1 or total % (devices * steps):
         raise InputError(
-            f"data.batch_size={total} is the total and does not divide by {devices} devices x {steps} accumulated "
+            f"data.batch_size={total} is the total and is no multiple of {devices} devices x {steps} accumulated "
             f"steps; take a multiple of {devices * steps}"
         )
     return total // (devices * steps)

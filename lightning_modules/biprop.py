@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from pytorch_lightning.cli import OptimizerCallable
-from pytorch_lightning.utilities import rank_zero_info
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 
 import networks
 from lightning_modules.classifier import Classifier, Network, Schedule
@@ -32,6 +32,8 @@ class Biprop(Classifier):
     Raises:
         InputError: a keep fraction outside (0, 1], and all that Classifier refuses.
     """
+
+    defining = (*Classifier.defining, "keep_fraction", "binarize", "gain_count", "train_bn")
 
     def __init__(
         self,
@@ -63,3 +65,9 @@ class Biprop(Classifier):
             train_bn=train_bn,
         )
         rank_zero_info(f"biprop: {len(masked)} layers masked, keep fraction {keep_fraction}")
+        rows = networks.complexity.count(self.network, self.input_size).layers
+        idle = [layer.name for layer in rows if networks.complexity.NOT_CALLED in layer.uncounted]
+        if idle:
+            rank_zero_warn(
+                f"the network uses the weights of {', '.join(idle)} without calling them: they stay unmasked"
+            )

@@ -43,6 +43,8 @@ class Classifier(LightningModule):
         InputError: an unknown network, or one that does not fit num_classes or input_size.
     """
 
+    defining: tuple[str, ...] = ("network", "network_args")  # what a checkpoint and its model must have in common
+
     def __init__(
         self,
         network: Network,
@@ -70,6 +72,7 @@ class Classifier(LightningModule):
         self.optimizer, self.schedule, self.warmup_epochs = optimizer, schedule, warmup_epochs
         self.criterion = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
         self.loss_terms: dict[str, LossTerm] = {}
+        self.term_means = nn.ModuleDict()
         top_k = {"top1": 1, "top5": 5} if num_classes > 5 else {"top1": 1}
         self.metrics = nn.ModuleDict()
         for stage in ("train", "val", "test"):  # without checks, which would wait for the device in every step
@@ -94,7 +97,11 @@ class Classifier(LightningModule):
         loss = self.criterion(outputs, targets)
         for name, term in self.loss_terms.items():
             value = term(batch, outputs)
-            self.log(f"train/{name}", value, on_step=False, on_epoch=True)
+            if name not in self.term_means:
+                self.term_means[name] = MeanMetric(nan_strategy="disable").to(self.device)
+            mean, attribute = self.term_means[name], f"term_means.{name}"
+            mean.update(value.detach().expand(len(targets)))  # type: ignore[operator]
+            self.log(f"train/{name}", mean, on_step=False, on_epoch=True, metric_attribute=attribute)  # type: ignore[arg-type]
             loss = loss + value
         self.log("train/loss_step", loss, prog_bar=True)
         self._measure("train", loss, outputs, targets)
@@ -144,7 +151,14 @@ class Classifier(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse another network's checkpoint in one line instead of a list of its tensors."""
+        """Refuse another network's checkpoint, in one line instead of a list of its tensors."""
+        trained = checkpoint.get("hyper_parameters", {})
+        for name in self.defining:
+            if name in trained and name in self.hparams and trained[name] != self.hparams[name]:
+                raise InputError(
+                    f"the checkpoint was trained with {name}={trained[name]}, this model has {self.hparams[name]}; "
+                    "give the config that it was trained with"
+                )
         ours, theirs = self.state_dict(), checkpoint["state_dict"]
         missing, extra = ours.keys() - theirs.keys(), theirs.keys() - ours.keys()
         other_size = [name for name in ours.keys() & theirs.keys() if ours[name].shape != theirs[name].shape]

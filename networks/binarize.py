@@ -35,7 +35,7 @@ def sign(x: Tensor, at_zero: int = 0) -> Tensor:
         Tensor of x's shape and dtype, values in {-1, +1}, and 0 where x is exactly 0 and `at_zero` is 0.
     """
     y = _TriangleSign.apply(x)
-    return y + (x.detach() == 0) if at_zero else y
+    return y + (x == 0) if at_zero else y
 
 
 class Sign(nn.Module):

@@ -6,6 +6,7 @@ and elementwise work count as nothing, as usual. What cannot be counted is unkno
 """
 
 import copy
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -16,6 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from networks.errors import InputError
+
+NOT_CALLED = "its forward was not called"
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class LayerCost(Cost):
-    """Cost of one layer; `uncounted` names the operations that make it unknown."""
+    """Cost of one layer; `uncounted` names what makes it unknown: operations, mostly."""
 
     name: str = ""
     type: str = ""
@@ -95,15 +98,16 @@ def count(network: nn.Module, input_size: Sequence[int]) -> Report:
         InputError: the network does not accept such an input.
     """
     twin = _on_meta(network).eval()
+    dtype = next((p.dtype for p in twin.parameters() if p.is_floating_point()), None)
     ledger = _Ledger(twin)
     failure: tuple[str, ...] = ()
     try:
         with torch.no_grad(), ledger.counter, ledger:
-            twin(torch.empty(1, *input_size, device="meta"))
+            twin(torch.empty(1, *input_size, device="meta", dtype=dtype))
     except Exception as error:
         reason = str(error).split("\n")[0]
         size = "x".join(map(str, input_size))
-        if isinstance(error, NotImplementedError) or "meta tensors" in reason:  # what happens depends on values
+        if isinstance(error, NotImplementedError) or "meta" in reason:  # it depends on values
             failure = (reason,)
         else:
             raise InputError(f"{type(network).__name__} does not accept an input of {size}: {reason}") from error
@@ -130,8 +134,10 @@ def _on_meta(network: nn.Module) -> nn.Module:
 
 
 # Operations of aten that multiply and add, for which torch's counter has no formula.
-_UNCOUNTED = {"mv", "dot", "vdot", "addmv", "addr", "_trilinear", "_cdist_forward", "_euclidean_dist", "_fft_r2c"}
-_UNCOUNTED |= {"_fft_c2r", "_fft_c2c", "_native_multi_head_attention", "_transformer_encoder_layer_fwd"}
+_UNCOUNTED = re.compile(
+    r"(mv|dot|vdot|addmv|addr|_int_mm|_trilinear|inverse|_native_multi_head_attention|_transformer_encoder_layer_fwd)$"
+    r"|.*(linalg|cholesky|cdist|pdist|euclidean_dist|fft)"
+)
 
 
 class _Ledger(TorchDispatchMode):
@@ -148,11 +154,11 @@ class _Ledger(TorchDispatchMode):
         self.output_size: dict[nn.Module, tuple[int, ...]] = {}
         for module in network.modules():
             module.register_forward_pre_hook(self.enter)
-            module.register_forward_hook(self.leave)
+            module.register_forward_hook(self.leave, with_kwargs=True)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func._schema.name.partition("::")
-        known = name[0] in ("aten", "prim", "prims") and name[2] not in _UNCOUNTED
+        known = name[0] in ("aten", "prim", "prims") and not _UNCOUNTED.match(name[2])
         if not known and self.open:
             self.uncounted.setdefault(self.open[-1][0], set()).add(func._schema.name)
         return func(*args, **(kwargs or {}))
@@ -163,7 +169,7 @@ class _Ledger(TorchDispatchMode):
     def enter(self, module: nn.Module, args: Any) -> None:
         self.open.append((module, self.macs_so_far(), []))
 
-    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
+    def leave(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         _, before, inside = self.open.pop()
         spent = self.macs_so_far() - before
         if self.open:
@@ -173,7 +179,7 @@ class _Ledger(TorchDispatchMode):
             self.output_size[module] = tuple(output.shape[1:])
         deployed_cost: Any = getattr(module, "deployed_cost", None)
         if deployed_cost:
-            cost = deployed_cost(args[0], output)
+            cost = deployed_cost(*args, *kwargs.values(), output)
             if module in self.deployed:  # a further call computes again and stores nothing more
                 stored = dict(params=0, dense_params=0, binary_params=0, size_bits=0)
                 cost = self.deployed[module] + replace(cost, **stored)
@@ -191,7 +197,8 @@ class _Ledger(TorchDispatchMode):
             if hasattr(module, "deployed_cost"):
                 covered.update(module.modules())
                 unused = Cost(**dict.fromkeys((f.name for f in fields(Cost)), None))
-                cost, uncounted = self.deployed.get(module, unused), failure
+                cost = self.deployed.get(module, unused)
+                uncounted = failure or (() if module in self.deployed else (NOT_CALLED,))
             else:
                 cost = _plain_cost(module, self.macs.get(module, 0), bool(uncounted), stored)
             if cost != Cost():
@@ -263,5 +270,5 @@ def _table(report: Report) -> str:
     size = "x".join(map(str, report.input_size))
     caption = f"FLOPs and BOPs are multiply-adds, each counted once, for one input of {size}; sizes in bits."
     unknown = [layer for layer in report.layers if layer.uncounted]
-    notes = [f"unknown: {layer.name or '(network)'} runs {', '.join(layer.uncounted)}" for layer in unknown]
+    notes = [f"unknown: {layer.name or '(network)'}: {', '.join(layer.uncounted)}" for layer in unknown]
     return "\n".join([head_line, rule, *lines[:-1], rule, lines[-1], caption, *notes])

@@ -29,22 +29,21 @@ def create(
         InputError: an unknown name, or arguments that the network does not take.
     """
     from_data = {"num_classes": num_classes, "in_chans": input_size[0], "img_size": tuple(input_size[1:])}
-    build: Callable[..., nn.Module]
-    if timm.is_model(name):
+    given = dict(args or {})
+    if not timm.is_model(name):
+        build = _imported(name)
+        wanted = inspect.signature(build).parameters
+        return build(**{key: from_data[key] for key in from_data.keys() & wanted if from_data[key]}, **given)
+    try:
         cfg = timm.get_pretrained_cfg(name)
         if not (cfg and cfg.fixed_input_size and len(input_size) == 3):
             del from_data["img_size"]
-
-        def build(**kwargs: Any) -> nn.Module:
-            return timm.create_model(name, **kwargs)
-    else:
-        build = _imported(name)
-        wanted = inspect.signature(build).parameters
-        from_data = {key: value for key, value in from_data.items() if key in wanted and value is not None}
-    try:
-        return build(**{**from_data, **(args or {})})
-    except (TypeError, RuntimeError) as error:
-        raise InputError(f"network {name} cannot be built with {dict(args or {})}: {error}") from error
+        return timm.create_model(name, **{**from_data, **given})
+    except InputError:
+        raise
+    except Exception as error:  # of many kinds: a tag or an argument that does not exist, weights out of reach
+        reason = str(error).split("\n")[0]
+        raise InputError(f"network {name} cannot be built with {given}: {reason}") from error
 
 
 def _imported(path: str) -> Callable[..., nn.Module]:

@@ -64,14 +64,11 @@ class _Subnet(nn.Module):
         ):
             if value not in get_args(choices):
                 raise InputError(f"{name} is one of {', '.join(get_args(choices))}; got {value!r}")
-        if scale == "release" and keep_fraction == 1:
-            raise InputError("scale='release' divides by 1 - keep_fraction: it needs a keep fraction below 1")
         self.keep_fraction = keep_fraction
         self.init, self.scale, self.binarize, self.gain_count = init, scale, binarize, gain_count
-        self.weight_bits = 1 if binarize == "sign_gain" else 32
         self.weight.requires_grad_(False)
-        self.scores = nn.Parameter(torch.empty_like(self.weight, memory_format=torch.contiguous_format))
-        self._cache: tuple[int, Tensor, Tensor, Tensor] | None = None
+        self.scores = nn.Parameter(torch.empty_like(self.weight))
+        self._cache: tuple[tuple[float, str, str], Tensor, Tensor, Tensor] | None = None  # options, S, W, V
         self.reset_parameters()
 
     @property
@@ -83,12 +80,22 @@ class _Subnet(nn.Module):
     def keep_fraction(self, value: float) -> None:
         if not 0 < value <= 1:
             raise InputError(f"keep_fraction is the fraction of weights KEPT, above 0 and at most 1; got {value}")
-        self._keep_fraction = value
+        self._keep_fraction = float(value)
+
+    @property
+    def weight_bits(self) -> int:
+        """Bits of a deployed weight."""
+        return 1 if self.binarize == "sign_gain" else 32
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cache": None}  # neither copies nor files carry what is kept for evaluation
 
     def reset_parameters(self) -> None:
-        """Draw W anew by `init` and `scale`, and S ~ U(-1/sqrt(fan_in), 1/sqrt(fan_in)) (spec of the release)."""
+        """Draw W anew by `init` and `scale`, and S ~ U(-1/sqrt(fan_in), 1/sqrt(fan_in)), as released."""
         if not hasattr(self, "scores"):
             return  # nn.Conv2d and nn.Linear call this in their constructor, before there is anything to draw
+        if self.scale == "release" and self.keep_fraction == 1:
+            raise InputError("scale='release' divides by 1 - keep_fraction: it needs a keep fraction below 1")
         fan_in = self.weight[0].numel()
         divisor = {"none": 1.0, "release": 1 - self.keep_fraction, "kept": self.keep_fraction}[self.scale]
         sigma = math.sqrt(2) / math.sqrt(fan_in * divisor)  # gain of ReLU, used for sign activations too
@@ -119,8 +126,11 @@ class _Subnet(nn.Module):
         kept for as long as S, W and k are bit for bit what they were, however they may have been changed.
 
         Returns:
-            Tensor of the weights' shape; values in {-alpha, 0, alpha} for `binarize="sign_gain"`.
+            New tensor of the weights' shape; values in {-alpha, 0, alpha} for `binarize="sign_gain"`.
         """
+        return self._effective_weight().clone()
+
+    def _effective_weight(self) -> Tensor:
         return _Effective.apply(self.scores, self.weight, self)
 
     def _cached_weight(self, scores: Tensor, weight: Tensor) -> Tensor:
@@ -128,22 +138,24 @@ class _Subnet(nn.Module):
             self._cache = None
             return self._compute_weight(scores, weight)
         # Version counters miss writes through .data (Lightning's weight averaging makes them), so contents decide.
+        options = (self.keep_fraction, self.binarize, self.gain_count)
         if self._cache is None or not (
-            self._cache[0] == self.kept and _same(self._cache[1], scores) and _same(self._cache[2], weight)
+            self._cache[0] == options and _same(self._cache[1], scores) and _same(self._cache[2], weight)
         ):
             with torch.inference_mode(False):  # what is kept may serve a forward that needs gradients later
                 value = self._compute_weight(scores, weight)
-                self._cache = self.kept, scores.detach().clone(), weight.detach().clone(), value
+                self._cache = options, scores.detach().clone(), weight.detach().clone(), value
         return self._cache[3].detach()
 
     def _compute_weight(self, scores: Tensor, weight: Tensor) -> Tensor:
         masked = weight * keep_mask(scores, self.kept)
+        nothing = 0 * scores.sum()  # or NaN, if a score is: what has diverged must show in the outputs
         if self.binarize == "none":
-            return masked
+            return masked.add_(nothing)
         count = self.kept if self.gain_count == "kept" else int(self.keep_fraction * weight.numel())
         # An empty layer has gain 0, never NaN.
         gain = masked.abs().sum(dtype=torch.promote_types(weight.dtype, torch.float32)) / max(count, 1)
-        return masked.sign_().mul_(gain)
+        return masked.sign_().mul_(gain + nothing)
 
     def deployed_cost(self, x: Tensor, y: Tensor) -> Cost:
         """Cost of one call: kept weights stored as a mask bit each, a sign bit for the kept ones, and the gain."""
@@ -178,7 +190,8 @@ class SubnetConv2d(_Subnet, nn.Conv2d):
     y = conv2d(x, V, bias), V from `effective_weight()`. `weight` is frozen, `scores` are trained.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode: as in nn.Conv2d.
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode, device, dtype:
+            as in nn.Conv2d.
         bias: a trained bias; the method has none, hence False.
         keep_fraction: fraction of the weights kept, 0 < k <= 1.
         init: distribution of W with sigma = sqrt(2 / (fan_in * s)): N(0, sigma^2), +-sigma, or +sigma.
@@ -211,12 +224,15 @@ class SubnetConv2d(_Subnet, nn.Conv2d):
         scale: Scale = "none",
         binarize: Binarize = "sign_gain",
         gain_count: GainCount = "kept",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode)
+        geometry = (kernel_size, stride, padding, dilation, groups)
+        super().__init__(in_channels, out_channels, *geometry, bias, padding_mode, device, dtype)
         self._become_subnet(keep_fraction, init, scale, binarize, gain_count)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, self.effective_weight(), self.bias)
+        return self._conv_forward(x, self._effective_weight(), self.bias)
 
 
 class SubnetLinear(_Subnet, nn.Linear):
@@ -242,9 +258,11 @@ class SubnetLinear(_Subnet, nn.Linear):
         scale: Scale = "none",
         binarize: Binarize = "sign_gain",
         gain_count: GainCount = "kept",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_features, out_features, bias)
+        super().__init__(in_features, out_features, bias, device, dtype)
         self._become_subnet(keep_fraction, init, scale, binarize, gain_count)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.effective_weight(), self.bias)
+        return F.linear(x, self._effective_weight(), self.bias)

@@ -52,8 +52,8 @@ class ConvNet(nn.Module):
         super().__init__()
         if activation not in ("relu", "sign"):
             raise InputError(f"activation is 'relu' (MPT-1/32) or 'sign' (MPT-1/1); got {activation!r}")
-        if int(64 * width) < 1:
-            raise InputError(f"width={width} leaves no channel: it multiplies 64 and needs at least {1 / 64}")
+        if not 1 <= 64 * width < float("inf"):
+            raise InputError(f"width={width} is impossible: it multiplies 64 channels and is at least {1 / 64}")
         stages = depth // 2
         height, width_px = (img_size, img_size) if isinstance(img_size, int) else img_size
         if min(height, width_px) < 2**stages:

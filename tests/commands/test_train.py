@@ -135,7 +135,16 @@ def test_predict_writes_labels_and_probabilities(here):
 
 def test_two_processes_predict_each_sample_once(here):
     """Through a real process each: 360 samples and 2 processes make batches of which the last differ in size."""
-    options = "--trainer.accelerator cpu --trainer.devices 2 --trainer.strategy ddp --data.batch_size 34".split()
+    options = [
+        "--trainer.accelerator",
+        "cpu",
+        "--trainer.devices",
+        "2",
+        "--trainer.strategy",
+        "ddp",
+        "--data.batch_size",
+        "34",
+    ]
     run("predict", "-c", "configs/small.yaml")
     expected = read_csv("runs/small/seed0/predict/predictions.csv")
     command = [sys.executable, "-m", "frugal", "predict", "-c", "configs/small.yaml", *options]

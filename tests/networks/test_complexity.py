@@ -178,7 +178,7 @@ def test_what_cannot_be_counted_is_unknown_and_says_why():
     assert report.flops is None
     assert report.params == 12
     assert [layer.flops for layer in report.layers] == [45, None]
-    assert "unknown: 1 runs aten::_" in str(report)
+    assert "unknown: 1: aten::_" in str(report)
     assert json.loads(json.dumps(report.to_dict()))["flops"] is None
 
     class DataDependent(nn.Module):
@@ -201,7 +201,9 @@ def test_what_cannot_be_counted_is_unknown_and_says_why():
         def forward(self, x):
             return x
 
-    assert count(Unused(), (4,)).params is None
+    report = count(Unused(), (4,))
+    assert report.params is None
+    assert "unknown: custom: its forward was not called" in str(report)
 
 
 @pytest.mark.parametrize(
@@ -213,6 +215,9 @@ def test_what_cannot_be_counted_is_unknown_and_says_why():
         lambda x: torch.addr(x, x[0], x[0]),
         lambda x: F.bilinear(x, x, x.expand(2, 3, 3)),
         lambda x: torch.fft.rfft(x),
+        lambda x: torch.linalg.qr(x)[0],
+        lambda x: torch.linalg.solve(x, x),
+        lambda x: F.pdist(x),
     ],
 )
 def test_operations_without_a_formula_are_unknown(operation):
@@ -221,6 +226,20 @@ def test_operations_without_a_formula_are_unknown(operation):
             return operation(x[0])
 
     assert count(Layer(), (3, 3)).flops is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_other_precisions_and_layers_called_by_keyword(dtype):
+    class Keyword(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+            self.ticket = networks.biprop.SubnetConv2d(4, 4, 1, keep_fraction=0.5)
+
+        def forward(self, x):
+            return self.ticket(x=self.conv(input=x))
+
+    assert count(Keyword().to(dtype), (3, 4, 4)).kept_flops == 4 * 27 * 4 + 4 * 8
 
 
 def test_refuses_an_input_that_the_network_does_not_accept():

@@ -125,8 +125,8 @@ def test_grouped_and_depthwise_convolutions():
 
 
 def test_warns_when_nothing_was_replaced_and_names_what_it_passed_over():
+    net = nn.Sequential(nn.BatchNorm2d(3))
     with pytest.warns(UserWarning, match="replaced no layer"):
-        net = nn.Sequential(nn.BatchNorm2d(3))
         assert networks.biprop.apply(net) == []
     assert trained(net) == {"0.weight", "0.bias"}  # left as it was
     net = nn.Sequential(nn.Linear(2, 2), nn.modules.linear.NonDynamicallyQuantizableLinear(2, 2))

@@ -2,7 +2,9 @@
 
 import copy
 import math
+import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -269,6 +271,10 @@ def by_keep_fraction(layer):
     layer.keep_fraction = 0.1
 
 
+def by_binarize(layer):
+    layer.binarize = "none"
+
+
 def by_reset(layer):
     layer.reset_parameters()
 
@@ -292,7 +298,46 @@ def test_no_change_leaves_a_stale_mask(change):
     change(layer)
     value = layer.effective_weight()
     assert not torch.equal(value, stale)
-    assert torch.allclose(value, literal_weight(layer.scores, layer.weight, layer.keep_fraction))
+    fresh = copy.deepcopy(layer).train().effective_weight()
+    assert torch.equal(value, fresh)
+    if layer.binarize == "sign_gain":
+        assert torch.allclose(value, literal_weight(layer.scores, layer.weight, layer.keep_fraction))
+
+
+def test_what_is_kept_depends_on_the_fraction_and_not_only_on_the_count():
+    layer = hand_layer(0.25, gain_count="floor_kn").eval()
+    assert layer.effective_weight().abs().max() == 2
+    layer.keep_fraction = 0.2  # keeps two of eight as before, and divides by one
+    assert layer.effective_weight().abs().max() == 4
+
+
+def test_what_is_kept_cannot_be_changed_through_the_result():
+    layer = SubnetLinear(20, 10).eval()
+    before = layer.effective_weight()
+    layer.effective_weight().data.zero_()
+    assert torch.equal(layer.effective_weight(), before)
+
+
+def test_a_score_that_is_not_a_number_shows_in_every_output():
+    layer = SubnetLinear(20, 10)
+    layer.scores.data[3, 4] = torch.nan
+    assert layer(torch.ones(1, 20)).isnan().all()
+
+
+def test_neither_files_nor_copies_carry_what_is_kept_for_evaluation():
+    layer = SubnetLinear(20, 10).eval()
+    layer(torch.ones(1, 20))
+    assert copy.deepcopy(layer)._cache is None
+    assert torch.equal(pickle.loads(pickle.dumps(layer)).effective_weight(), layer.effective_weight())
+
+
+def test_fractions_count_in_double_precision_whatever_type_they_come_in():
+    assert SubnetLinear(64, 40, keep_fraction=np.float32(0.05)).kept == 129  # of 2560, by the nearest double
+    layer = SubnetLinear(4, 4, scale="release", device="meta", dtype=torch.float16)
+    assert (layer.scores.dtype, layer.scores.device.type) == (torch.float16, "meta")
+    layer.keep_fraction = 1
+    with pytest.raises(InputError, match="keep fraction below 1"):
+        layer.reset_parameters()
 
 
 def test_no_stale_mask_through_deepcopy_functional_call_and_dtype_moves():

@@ -99,7 +99,7 @@ def test_bad_arguments_get_one_line():
         timm.create_model("conv8", img_size=8)
     with pytest.raises(InputError, match=r"activation is 'relu' .* got 'tanh'"):
         timm.create_model("conv2", activation="tanh")
-    with pytest.raises(InputError, match=r"width=0.01 leaves no channel"):
+    with pytest.raises(InputError, match=r"width=0.01 is impossible"):
         timm.create_model("conv2", width=0.01)
     with pytest.raises(InputError, match="no pretrained weights"):
         timm.create_model("conv2", pretrained=True)
