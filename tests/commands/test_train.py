@@ -67,6 +67,10 @@ def here(trained, tmp_path, monkeypatch):
     return tmp_path / "work"
 
 
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def read_csv(path):
     with open(path, newline="") as file:
         return list(csv.DictReader(file))
@@ -103,7 +107,12 @@ def test_the_record_reproduces_the_run_and_names_versions_and_commit(here):
     assert (here / "runs/small/seed0.1/metrics.csv").read_text() == first  # the earlier run was set aside
     run("test", "-c", "runs/small/seed0/config.yaml")
     assert (here / "runs/small/seed0/metrics.csv").read_text() == first
-    assert (here / "runs/small/seed0/test/metrics.csv").exists()
+    tested = (here / "runs/small/seed0/test/metrics.csv").read_text()
+    run("test", "-c", "configs/small.yaml")
+    assert (here / "runs/small/seed0/test/metrics.csv").read_text() == tested
+    run("count", "-c", "runs/small/seed0/config.yaml")
+    run("fit", "-c", "runs/small/seed0/config.yaml", "--seed_everything", 1, "--trainer.max_epochs", 1)
+    assert (here / "runs/small/seed1/checkpoints/last.ckpt").exists()
 
 
 def test_test_and_validate_take_the_last_checkpoint_and_leave_the_training_record(here):
@@ -135,16 +144,8 @@ def test_predict_writes_labels_and_probabilities(here):
 
 def test_two_processes_predict_each_sample_once(here):
     """Through a real process each: 360 samples and 2 processes make batches of which the last differ in size."""
-    options = [
-        "--trainer.accelerator",
-        "cpu",
-        "--trainer.devices",
-        "2",
-        "--trainer.strategy",
-        "ddp",
-        "--data.batch_size",
-        "34",
-    ]
+    two = {"accelerator": "cpu", "devices": "2", "strategy": "ddp"}
+    options = ["--data.batch_size", "34", *(f"--trainer.{name}={value}" for name, value in two.items())]
     run("predict", "-c", "configs/small.yaml")
     expected = read_csv("runs/small/seed0/predict/predictions.csv")
     command = [sys.executable, "-m", "frugal", "predict", "-c", "configs/small.yaml", *options]
@@ -167,6 +168,20 @@ def test_resuming_continues_the_curves_and_keeps_the_metrics(here):
     assert checkpoint["epoch"] == 3
     assert [row["epoch"] for row in checkpoint["callbacks"]["TrainingCurves"]["history"]] == [0, 1, 2, 3]
     assert (here / "runs/small/seed0/metrics.csv.1").read_text() == before
+
+
+def test_resuming_from_elsewhere_sets_the_whole_run_aside(here):
+    before = (here / CHECKPOINTS / "last.ckpt").read_bytes()
+    shutil.copy(here / CHECKPOINTS / "best.ckpt", here / "other.ckpt")
+    run("fit", "-c", "configs/small.yaml", "--ckpt_path", "other.ckpt")
+    assert (here / "runs/small/seed0.1/checkpoints/last.ckpt").read_bytes() == before
+
+
+def test_the_last_checkpoint_is_of_the_last_epoch_however_rare_validation_is(here):
+    run("fit", "-c", "configs/small.yaml", "--trainer.check_val_every_n_epoch", 2)
+    checkpoint = torch.load(f"{CHECKPOINTS}/last.ckpt", weights_only=True)
+    assert checkpoint["epoch"] == 2
+    assert [row["epoch"] for row in checkpoint["callbacks"]["TrainingCurves"]["history"]] == [0, 1, 2]
 
 
 def test_a_trained_ticket_loads_in_python(here):
@@ -241,17 +256,18 @@ def test_users_own_classes_in_the_working_directory(here):
         (["--model.keep_fraction", "half"], 2, "keep_fraction: Expected a float"),
         (["--model.schedule", "cosin"], 2, "schedule: Expected a Literal['cosine', 'constant']"),
         (["--model", "Bipro"], 2, "did you mean Biprop?"),
+        (["--data.batch_size", "0"], 1, "data.batch_size=0 is the total"),
         (["--weights_only", "false"], 2, "weights_only"),
         (["--ckpt_path", "nowhere.ckpt"], 1, "no checkpoint at nowhere.ckpt; --ckpt_path takes a file, last or best"),
         (["--data.batch_size", "33", "--trainer.accumulate_grad_batches", "2"], 1, "data.batch_size=33 is the total"),
     ],
 )
 def test_mistakes_on_the_command_line(here, capsys, arguments, status, message):
-    before = sorted(here.rglob("*"))
+    before = contents(here)
     line, code = refused(capsys, "fit", "-c", "configs/small.yaml", *arguments)
     assert message in line
     assert code == status
-    assert set(before) <= set(here.rglob("*"))  # nothing lost
+    assert contents(here) == before  # nothing lost
 
 
 def test_mistakes_in_a_config(here, capsys):
@@ -277,10 +293,16 @@ def test_checkpoints_that_cannot_be_used(here, capsys):
     line, code = refused(capsys, "test", "-c", "configs/small.yaml")
     assert "last.ckpt is cut short or not a checkpoint" in line
     assert code == 1
-    line, _ = refused(
-        capsys, "test", "-c", "configs/small.yaml", "--ckpt_path", "best", "--model.network_args.width", "1"
-    )
-    assert "another network than this conv2: 0 tensors are missing, 0 unknown, 10 of another size" in line
+    last.write_bytes(whole)
+    run("test", "-c", "configs/small.yaml")
+    before = contents(here)
+    for command in (["test"], ["fit", "--ckpt_path", "last"]):
+        command += ["-c", "configs/small.yaml"]
+        line, _ = refused(capsys, *command, "--model.network_args.width", "1")
+        assert "trained with network_args={'width': 0.25}, this model has {'width': 1}" in line
+        line, _ = refused(capsys, *command, "--model.keep_fraction", "0.1")
+        assert "trained with keep_fraction=0.5, this model has 0.1" in line
+    assert contents(here) == before
     last.unlink()
     line, _ = refused(capsys, "test", "-c", "configs/small.yaml")
     assert "no checkpoint at runs/small/seed0/checkpoints/last.ckpt: run `frugal fit` with this config first" in line
