@@ -116,7 +116,8 @@ class FrugalCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs) if self.subcommand else None
 
     def _choose_folders(self, config: Namespace) -> None:
-        if config.trainer.default_root_dir is None:
+        self.folder_is_ours = config.trainer.default_root_dir is None
+        if self.folder_is_ours:
             configs = [path.absolute for path in config.config or []]
             config.trainer.default_root_dir = str(run_folder.run_folder(configs, config.seed_everything))
         self.folder = Path(config.trainer.default_root_dir)
@@ -169,7 +170,11 @@ class FrugalCLI(LightningCLI):
 
     @rank_zero_only
     def _make_room(self, resuming: bool) -> None:
-        """Keep an earlier run; of the run that is resumed, its metrics and records."""
+        """Keep an earlier run; of the run that is resumed, its metrics and records. A user's folder is not renamed."""
+        if not (self.folder / "run.json").exists():
+            return
+        if not resuming and not self.folder_is_ours:
+            raise InputError(f"{self.folder} holds a run: --ckpt_path last resumes it, or give another folder")
         earlier = ("metrics.csv", "config.yaml", "run.json") if resuming else ("",)
         for kept in [run_folder.set_aside(self.folder / name) for name in earlier]:
             if kept:

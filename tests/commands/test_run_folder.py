@@ -14,6 +14,17 @@ def test_folder_follows_the_first_config_and_the_seed(tmp_path, monkeypatch):
     assert run_folder([], False) == Path("runs/unnamed/unseeded")
 
 
+def test_a_saved_config_belongs_to_its_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("runs/a/seed0", "runs/a/seed0.1", "runs/a/seed0/test"):
+        Path(name).mkdir(parents=True)
+        Path(name, "run.json").touch()
+    assert run_folder(["runs/a/seed0/config.yaml"], 0) == Path("runs/a/seed0")
+    assert run_folder(["runs/a/seed0.1/config.yaml"], 0) == Path("runs/a/seed0.1")
+    assert run_folder(["runs/a/seed0/test/config.yaml"], 0) == Path("runs/a/seed0")
+    assert run_folder(["runs/a/seed0/config.yaml"], 2) == Path("runs/a/seed2")
+
+
 def test_setting_aside_never_overwrites(tmp_path):
     folder = tmp_path / "seed0"
     assert set_aside(folder) is None

@@ -177,6 +177,15 @@ def test_resuming_from_elsewhere_sets_the_whole_run_aside(here):
     assert (here / "runs/small/seed0.1/checkpoints/last.ckpt").read_bytes() == before
 
 
+def test_a_folder_that_the_user_names_is_never_renamed(here, capsys):
+    options = ("-c", "configs/small.yaml", "--trainer.max_epochs", 1, "--trainer.default_root_dir", ".")
+    run("fit", *options)
+    before = contents(here)
+    line, code = refused(capsys, "fit", *options)
+    assert (line, code) == ("frugal: error: . holds a run: --ckpt_path last resumes it, or give another folder", 1)
+    assert contents(here) == before
+
+
 def test_the_last_checkpoint_is_of_the_last_epoch_however_rare_validation_is(here):
     run("fit", "-c", "configs/small.yaml", "--trainer.check_val_every_n_epoch", 2)
     checkpoint = torch.load(f"{CHECKPOINTS}/last.ckpt", weights_only=True)
