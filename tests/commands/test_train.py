@@ -14,6 +14,7 @@ import yaml
 
 import frugal
 from lightning_modules import Biprop
+from networks.biprop.selection import kept_count
 
 CONFIG = """\
 model:
@@ -205,6 +206,17 @@ def test_count_of_a_config_agrees_with_the_run(here, capsys):
     assert report["params"] == sum(int(row["params"]) for row in read_csv("runs/small/seed0/cost.csv"))
     run("count", "-c", "configs/small.yaml", "--model.keep_fraction", "1.0", "--json")
     assert json.loads(capsys.readouterr().out)["params"] == report["dense_params"]
+
+
+def test_overlays_and_includes(here, capsys):
+    (here / "overlay.yaml").write_text("model:\n  init_args:\n    keep_fraction: 0.2\n")
+    (here / "row.yaml").write_text("config: configs/small.yaml\nmodel.init_args.keep_fraction: 0.2\n")
+    reports = []
+    for configs in (["-c", "configs/small.yaml", "-c", "overlay.yaml"], ["-c", "row.yaml"]):
+        run("count", *configs, "--json")
+        reports.append(json.loads(capsys.readouterr().out))
+    assert reports[0] == reports[1]
+    assert reports[0]["params"] == sum(kept_count(0.2, layer["dense_params"]) for layer in reports[0]["layers"])
 
 
 def test_wandb_by_one_line_and_offline(here):
