@@ -10,6 +10,7 @@ COMMANDS = {
     "validate": ("score a trained network on the validation data", "commands.train"),
     "test": ("score a trained network on the test data", "commands.train"),
     "predict": ("write a CSV of labels and probabilities for the test data", "commands.train"),
+    "seeds": ("train and test a config with several seeds: mean and standard error", "commands.seeds"),
     "count": ("show what a network costs: parameters, FLOPs, BOPs, stored bits", "commands.count"),
 }
 

@@ -1,7 +1,21 @@
 """Callbacks that work with every method; they speak to layers through the protocols in networks/."""
 
+from callbacks.checkpoint_io import AtomicCheckpointIO
 from callbacks.complexity import ComplexityMonitor
 from callbacks.curves import TrainingCurves
+from callbacks.exact_resume import ExactResume
+from callbacks.finite_loss import FiniteLoss
+from callbacks.last_checkpoint import LastCheckpoint
 from callbacks.predictions import PredictionWriter
+from callbacks.progress import ProgressBar
 
-__all__ = ["ComplexityMonitor", "PredictionWriter", "TrainingCurves"]
+__all__ = [
+    "AtomicCheckpointIO",
+    "ComplexityMonitor",
+    "ExactResume",
+    "FiniteLoss",
+    "LastCheckpoint",
+    "PredictionWriter",
+    "ProgressBar",
+    "TrainingCurves",
+]

@@ -1,5 +1,6 @@
 """Draw how a run went."""
 
+import time
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -13,22 +14,42 @@ from networks.complexity import Report
 class TrainingCurves(Callback):
     """Draws curves.png when training ends: loss and top-1 by epoch, and the weights that each layer keeps.
 
-    What it has seen is saved with the checkpoint, so that a resumed run's picture begins at the first epoch.
+    What it has seen is saved with the checkpoint, so that a resumed run's picture begins at the first epoch. `history`
+    has a row for each epoch, with the hours of training until its end; the time between a checkpoint and the resuming
+    does not count.
     """
 
     def __init__(self) -> None:
         self.history: list[dict[str, float]] = []
+        self._hours = 0.0  # until _since
+        self._since = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"history": self.history}
+        return {"history": self.history, "hours": self.hours}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.history = state_dict["history"]
+        self.history, self._hours = state_dict["history"], state_dict["hours"]
+
+    @property
+    def hours(self) -> float:
+        """Of training, until now."""
+        return self._hours + (time.monotonic() - self._since) / 3600
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._since = time.monotonic()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._record(trainer, "val/loss", "val/top1")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        names = ("train/loss", "val/loss", "train/top1", "val/top1")
+        self._record(trainer, "train/loss", "train/top1")
+
+    def _record(self, trainer: Trainer, *names: str) -> None:
+        if not self.history or self.history[-1]["epoch"] != trainer.current_epoch:
+            self.history.append({"epoch": trainer.current_epoch})
         seen = {name: float(trainer.callback_metrics[name]) for name in names if name in trainer.callback_metrics}
-        self.history.append({"epoch": trainer.current_epoch, **seen})
+        self.history[-1].update(seen, hours=self.hours)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         path = log_folder(trainer) / "curves.png"

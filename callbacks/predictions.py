@@ -30,8 +30,10 @@ class PredictionWriter(BasePredictionWriter):
         if not all(isinstance(batch, dict) and {"probabilities", "targets"} <= batch.keys() for batch in predictions):
             rank_zero_warn("no predictions.csv: predict_step does not return {'probabilities': ..., 'targets': ...}")
             return
+        loader: Any = trainer.predict_dataloaders
+        seen = loader.indices()[: len(predictions)] if hasattr(loader, "indices") else batch_indices[0]
         rows: dict[int, list[Any]] = {}
-        for batch, indices in zip(predictions, batch_indices[0], strict=True):
+        for batch, indices in zip(predictions, seen, strict=True):
             probabilities, targets = batch["probabilities"].float().cpu(), batch["targets"].tolist()
             labels = probabilities.argmax(-1).tolist()
             for index, target, label, row in zip(indices, targets, labels, probabilities.tolist(), strict=True):

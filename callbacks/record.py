@@ -2,7 +2,9 @@
 
 import importlib.metadata
 import json
+import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,35 +15,69 @@ import yaml
 from jsonargparse import Namespace
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, SaveConfigCallback
+from pytorch_lightning.loggers import WandbLogger
 
+ROOT = Path(__file__).parent.parent
 PACKAGES = ("frugal", "torch", "pytorch-lightning", "torchmetrics", "timm", "jsonargparse", "wandb", "numpy")
 
 
 class RunRecord(SaveConfigCallback):
-    """Writes config.yaml, the whole resolved config, and run.json, where and with what it ran; logs both.
+    """Writes config.yaml, the whole resolved config, and run.json, where and with what it ran; logs both, and the code.
+    `test` and `validate` leave metrics.json beside them.
 
     The stock callback writes ./config.yaml under some loggers, and the second run dies on it. What is kept is the
     config before its folders were derived: given to another command, or with another seed, it derives them again.
 
     Args:
         resolved: that config.
+        wandb_id: of the W&B run, kept here and in the checkpoint, so that a resumed run goes on in it.
     """
 
-    def __init__(self, parser: LightningArgumentParser, config: Namespace, resolved: Namespace) -> None:
+    def __init__(
+        self, parser: LightningArgumentParser, config: Namespace, resolved: dict[str, Any], wandb_id: str | None
+    ) -> None:
         super().__init__(parser, config, save_to_log_dir=False)
-        self.resolved = resolved
+        self.resolved, self.wandb_id = resolved, wandb_id
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["wandb_id"] = self.wandb_id
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         folder = Path(trainer.default_root_dir)  # trainer.log_dir broadcasts, and this runs on one process
         folder.mkdir(parents=True, exist_ok=True)
-        resolved = yaml.safe_load(self.parser.dump(self.resolved, skip_none=False))
-        resolved.pop("ckpt_path")  # belongs to the command
-        config = yaml.safe_dump(resolved, sort_keys=False)
-        record = provenance()
-        (folder / "config.yaml").write_text(config)
+        record = {**provenance(), "wandb_id": self.wandb_id}
+        (folder / "config.yaml").write_text(yaml.safe_dump(self.resolved, sort_keys=False))
         (folder / "run.json").write_text(json.dumps(record, indent=2) + "\n")
         for logger in trainer.loggers:
-            logger.log_hyperparams({"config": resolved, "run": record})
+            logger.log_hyperparams({"config": self.resolved, "run": record})
+            if isinstance(logger, WandbLogger):
+                _log_code(logger)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        _write_metrics(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "validate":
+            _write_metrics(trainer)
+
+
+def _write_metrics(trainer: Trainer) -> None:
+    """metrics.json: what was scored, whatever the logger."""
+    if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        (Path(trainer.default_root_dir) / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+
+
+def _log_code(logger: WandbLogger) -> None:
+    """Keep our sources with the W&B run; W&B adds the commit and the changes since."""
+    import wandb
+
+    files = (_git("ls-files", "*.py", "*.yaml", "*.toml") or "").splitlines()
+    if files and isinstance(logger.experiment, wandb.Run):
+        source = wandb.Artifact(f"source-{logger.experiment.id}", type="code")
+        for name in files:
+            source.add_file(str(ROOT / name), name)
+        logger.experiment.log_artifact(source)
 
 
 def provenance() -> dict[str, Any]:
@@ -54,6 +90,8 @@ def provenance() -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "hardware": {
             "machine": platform.machine(),
+            "processor": _processor(),
+            "cores": os.cpu_count(),
             "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         },
     }
@@ -62,10 +100,17 @@ def provenance() -> dict[str, Any]:
 def _git(*args: str) -> str | None:
     """Output of git in our own checkout; None where there is none."""
     try:
-        here = Path(__file__).parent
-        return subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def _processor() -> str:
+    """Name of the processor, where the system tells it."""
+    try:
+        return re.findall(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[0]
+    except (OSError, IndexError):
+        return platform.processor()
 
 
 def _version(package: str) -> str | None:

@@ -1,32 +1,64 @@
 """Where a run lives: runs/<path of the config>/seed<k>/, so that a later step, a resume and a table find it."""
 
+import fcntl
 import os
 from pathlib import Path
+from typing import IO
 
 from networks import InputError
 
 EVALUATIONS = ("validate", "test", "predict")  # their results go to folders of these names inside the run's
 
 
-def run_folder(configs: list[str], seed: int | bool) -> Path:
-    """Folder of the run of a config; the first of several names it, for the others are overlays.
-
-    The config that a run saved belongs to that run, or with another seed to a run beside it.
-    """
+def config_path(configs: list[str]) -> Path:
+    """The path that names a run: of its first config, for others are overlays, without configs/ and the suffix."""
     if not configs:
-        return Path("runs/unnamed") / _seed(seed)
+        return Path("unnamed")
     path = Path(os.path.abspath(configs[0])).with_suffix("")
     base = Path.cwd()
     relative = path.relative_to(base) if path.is_relative_to(base) else path
-    if (path.parent / "run.json").exists():
-        home = relative.parent.parent if relative.parent.name in EVALUATIONS else relative.parent
-        return home if home.name.split(".")[0] == _seed(seed) else home.with_name(_seed(seed))
     parts = relative.parts[1:] if relative.parts[0] == "configs" else relative.parts
-    return Path("runs", *(part for part in parts if part != path.anchor)) / _seed(seed)
+    return Path(*(part for part in parts if part != path.anchor))
+
+
+def run_folder(configs: list[str], seed: int | bool) -> Path:
+    """Folder of the run of a config.
+
+    The config that a run saved belongs to that run, or with another seed to a run beside it.
+    """
+    if configs and (Path(configs[0]).parent / "run.json").exists():
+        saved = Path(os.path.abspath(configs[0])).parent
+        home = saved.parent if saved.name in EVALUATIONS else saved
+        home = home.relative_to(Path.cwd()) if home.is_relative_to(Path.cwd()) else home
+        return home if home.name.split(".")[0] == _seed(seed) else home.with_name(_seed(seed))
+    return Path("runs") / config_path(configs) / _seed(seed)
 
 
 def _seed(seed: int | bool) -> str:
     return "unseeded" if seed is False else f"seed{seed}"
+
+
+def lock(folder: Path, beside: bool) -> IO[str]:
+    """Claim a run folder for as long as the file that is returned stays open, or until the process dies.
+
+    Args:
+        beside: keep the lock beside the folder, which may be renamed, instead of in it.
+
+    Raises:
+        InputError: another process trains there.
+    """
+    path = folder.parent / f".{folder.name}.lock" if beside else folder / ".lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = open(path, "w")  # noqa: SIM115
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise InputError(
+            f"another process is training in {folder}: wait for it, or give this run another seed "
+            "(--seed_everything) or folder (--trainer.default_root_dir)"
+        ) from error
+    return file
 
 
 def set_aside(path: Path) -> Path | None:
@@ -38,21 +70,3 @@ def set_aside(path: Path) -> Path | None:
         number += 1
     path.rename(kept)
     return kept
-
-
-def checkpoint(folder: Path, given: str | None) -> Path | None:
-    """The checkpoint file meant by --ckpt_path: `last` and `best` are those of the run folder.
-
-    Raises:
-        InputError: there is no such file.
-    """
-    if given is None:
-        return None
-    if given not in ("last", "best"):
-        if not Path(given).is_file():
-            raise InputError(f"no checkpoint at {given}; --ckpt_path takes a file, last or best")
-        return Path(given)
-    path = folder / "checkpoints" / f"{given}.ckpt"
-    if not path.is_file():
-        raise InputError(f"no checkpoint at {path}: run `frugal fit` with this config first, or give --ckpt_path FILE")
-    return path

@@ -1,28 +1,41 @@
 """`frugal fit`, `validate`, `test` and `predict`: LightningCLI with the house's defaults."""
 
 import logging
+import secrets
 import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
+import yaml
 from jsonargparse import Namespace
+from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 
-from callbacks import ComplexityMonitor, PredictionWriter, TrainingCurves
+from callbacks import (
+    AtomicCheckpointIO,
+    ComplexityMonitor,
+    ExactResume,
+    FiniteLoss,
+    LastCheckpoint,
+    PredictionWriter,
+    ProgressBar,
+    TrainingCurves,
+)
 from callbacks.record import RunRecord
-from commands import run_folder
+from commands import resume, run_folder
+from commands.hardware import check_gpus
 from commands.parser import Parser
-from datamodules.batching import device_batch_size
+from datamodules.base import DataModule, check_batch_size
+from lightning_modules import Classifier
 from networks import InputError
 
 HELP = {
     "fit": "Train a network. The run goes to runs/<path of the config>/seed<k>/; an earlier one there is kept aside. "
-    "--ckpt_path last resumes it.",
+    "--ckpt_path last resumes it, exactly, from its last epoch or from where SIGTERM or Ctrl-C stopped it.",
     "validate": "Score a trained network on the validation data; --ckpt_path last (the default), best, or a file.",
     "test": "Score a trained network on the test data; --ckpt_path last (the default), best, or a file.",
     "predict": "Write predictions.csv, labels and probabilities, for the test data; --ckpt_path as for test.",
@@ -37,6 +50,7 @@ FROM_DATA = ("num_classes", "input_size")
 def main(arguments: list[str] | None = None) -> None:
     """Run one of Lightning's subcommands; `arguments` begin with its name."""
     warnings.filterwarnings("ignore", ".*does not have many workers.*")  # our data sets choose their own
+    warnings.filterwarnings("ignore", ".*infer the batch indices.*")  # PredictionWriter asks the loader
     warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated")  # Lightning's own, with recent torch
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.msg)
     FrugalCLI(arguments)
@@ -55,7 +69,7 @@ class FrugalCLI(LightningCLI):
             seed_everything_default=0,
             trainer_defaults={
                 "enable_model_summary": False,  # it counts scores as parameters; ComplexityMonitor counts the ticket
-                "callbacks": [ComplexityMonitor(), TrainingCurves(), PredictionWriter()],
+                "callbacks": [ComplexityMonitor(), TrainingCurves(), PredictionWriter(), ExactResume(), FiniteLoss()],
             },
             parser_class=Parser,
             parser_kwargs={
@@ -104,16 +118,25 @@ class FrugalCLI(LightningCLI):
         init_args = (config.model or Namespace()).get("init_args", Namespace())
         self.typed = {name: init_args.get(name) for name in FROM_DATA}
         if self.subcommand:
-            self.save_config_kwargs = {"resolved": config.clone()}
+            self.resolved = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_none=False))
+            self.resolved.pop("ckpt_path")  # belongs to the command
             self._choose_folders(config)
-            # last.ckpt is written after every epoch, also where validation is rarer
-            last = ModelCheckpoint(
-                config.checkpoint.dirpath, "last", save_on_train_epoch_end=True, enable_version_counter=False
-            )
-            self.trainer_defaults["callbacks"].append(last)
+            self.ckpt_path = self._find_checkpoint(config.ckpt_path)
+            self.checkpoint = resume.read(self.ckpt_path) if self.ckpt_path else {}
+            self._choose_loggers(config)
+            callbacks = self.trainer_defaults["callbacks"]
+            callbacks.append(LastCheckpoint(config.checkpoint.dirpath))
+            given = [callback.class_path for callback in config.trainer.callbacks or []]
+            if config.trainer.enable_progress_bar is not False and not any("ProgressBar" in name for name in given):
+                callbacks.append(ProgressBar())
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer | None:  # type: ignore[override]
-        return super().instantiate_trainer(**kwargs) if self.subcommand else None
+        if not self.subcommand:
+            return None
+        trainer = super().instantiate_trainer(**kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # unless a plugin was given
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        return trainer
 
     def _choose_folders(self, config: Namespace) -> None:
         self.folder_is_ours = config.trainer.default_root_dir is None
@@ -123,19 +146,40 @@ class FrugalCLI(LightningCLI):
         self.folder = Path(config.trainer.default_root_dir)
         if config.checkpoint.dirpath is None:
             config.checkpoint.dirpath = str(self.folder / "checkpoints")
-        log_folder = str(self.folder if self.subcommand == "fit" else self.folder / str(self.subcommand))
-        config.trainer.default_root_dir = log_folder
+        log_folder = self.folder if self.subcommand == "fit" else self.folder / str(self.subcommand)
+        config.trainer.default_root_dir = str(log_folder)
+
+    def _find_checkpoint(self, given: str | None) -> Path | None:
+        """`fit --ckpt_path last` begins where there is nothing to resume, as Lightning's does."""
+        if self.subcommand == "fit" and given == "last" and not (self.folder / "checkpoints/last.ckpt").is_file():
+            rank_zero_info(f"no checkpoint in {self.folder} yet: training starts at the beginning")
+            return None
+        return resume.checkpoint_path(self.folder, given)
+
+    def _choose_loggers(self, config: Namespace) -> None:
+        """Loggers write to the run folder, and W&B goes on with the run's own id."""
+        log_folder = config.trainer.default_root_dir
         if config.trainer.logger in (None, True):
             csv = {"save_dir": log_folder, "name": "", "version": ""}
             config.trainer.logger = Namespace(
                 class_path="pytorch_lightning.loggers.CSVLogger", init_args=Namespace(csv)
             )
         loggers = config.trainer.logger if isinstance(config.trainer.logger, list) else [config.trainer.logger]
+        wandb_id = None
         for logger in filter(None, loggers):
             if logger.init_args.get("save_dir") in (None, "."):
                 logger.init_args.save_dir = log_folder
             if logger.init_args.get("name", "") is None:
                 logger.init_args.name = str(self.folder)
+            if logger.class_path.endswith("WandbLogger"):
+                logger.init_args.id = wandb_id = logger.init_args.id or self._wandb_id()
+        self.save_config_kwargs = {"resolved": self.resolved, "wandb_id": wandb_id}
+
+    def _wandb_id(self) -> str:
+        """Of the run that is resumed or scored, or a new one."""
+        if kept := self.checkpoint.get("wandb_id"):
+            return kept
+        return secrets.token_hex(4)
 
     def _agree(self, name: str, data: Any) -> Any:
         """What the data say of themselves, unless it contradicts what was typed."""
@@ -145,32 +189,39 @@ class FrugalCLI(LightningCLI):
         return said if said is not None else typed
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Refuse what cannot work before anything is touched, then make room."""
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
-        path = run_folder.checkpoint(self.folder, kwargs["ckpt_path"])
-        if path:
-            self._check(path)
-        if hasattr(self.datamodule, "batch_size"):
-            device_batch_size(self.datamodule.batch_size, self.trainer, subcommand == "fit")
-        if subcommand == "fit" and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self._make_room(resuming=path is not None and path.resolve().is_relative_to(self.folder.resolve()))
-        return {**kwargs, "ckpt_path": path, "weights_only": True}
+        check_gpus(self.trainer)
+        if self.ckpt_path:
+            resume.check(self.ckpt_path, self.checkpoint, self.model)
+        if isinstance(self.datamodule, DataModule):
+            check_batch_size(self.datamodule.batch_size, self.trainer, subcommand == "fit")
+        if self.trainer.is_global_zero:
+            self.datamodule.prepare_data()
+        if subcommand == "fit":
+            self._prepare_fit()
+        return {**kwargs, "ckpt_path": self.ckpt_path, "weights_only": True}
 
-    def _check(self, path: Path) -> None:
-        """Refuse, before anything is touched, a file that is no whole checkpoint or is of another network."""
-        try:  # reads no tensor and executes nothing
-            checkpoint = torch.load(path, map_location="meta", weights_only=True, mmap=True)
-            self.model.on_load_checkpoint(checkpoint)
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from error
-        except Exception as error:
-            reason = str(error).split("\n")[0]
-            raise InputError(
-                f"{path} is cut short or not a checkpoint ({reason}): take another, such as best.ckpt beside it"
-            ) from error
+    def _prepare_fit(self) -> None:
+        if not self.ckpt_path and isinstance(self.model, Classifier):
+            self.model.load_initial()
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        resuming = self.ckpt_path is not None and self.ckpt_path.resolve().is_relative_to(self.folder.resolve())
+        if resuming:
+            resume.check_same_run(self.folder / "config.yaml", self.resolved)
+            done, wanted = resume.epochs_done(self.checkpoint), self.trainer.max_epochs
+            if wanted == done:
+                rank_zero_info(f"{self.folder} has its {done} epochs already: nothing to do")
+                raise SystemExit
+            if wanted is not None and 0 <= wanted < done:
+                raise InputError(f"{self.folder} has {done} epochs, more than --trainer.max_epochs {wanted}")
+        self._make_room(resuming)
 
     @rank_zero_only
     def _make_room(self, resuming: bool) -> None:
         """Keep an earlier run; of the run that is resumed, its metrics and records. A user's folder is not renamed."""
+        self.lock = run_folder.lock(self.folder, beside=self.folder_is_ours)
         if not (self.folder / "run.json").exists():
             return
         if not resuming and not self.folder_is_ours:

@@ -1,5 +1,6 @@
 """Data: every module says `num_classes` and `input_size` before it reads anything."""
 
+from datamodules.cifar import CIFAR
 from datamodules.digits import Digits
 
-__all__ = ["Digits"]
+__all__ = ["CIFAR", "Digits"]

@@ -1,15 +1,14 @@
 """The embedded default: scikit-learn's handwritten digits."""
 
-import torch
-from pytorch_lightning import LightningDataModule
-from torch.utils.data import DataLoader, TensorDataset
+import numpy as np
 
-from datamodules.batching import device_batch_size
+from datamodules.base import DataModule
+from datamodules.images import Images
 
 PIXEL_MEAN, PIXEL_STD = 4.884, 6.017  # of all 1797 images, whose pixels go from 0 to 16
 
 
-class Digits(LightningDataModule):
+class Digits(DataModule):
     """1797 real handwritten digits, 8x8 pixels, grey (UCI, by way of sklearn.datasets.load_digits).
 
     The data set ships inside scikit-learn: nothing is downloaded. The split is fixed and stratified: 1257 images to
@@ -17,6 +16,7 @@ class Digits(LightningDataModule):
 
     Args:
         batch_size: total over all devices and accumulated steps.
+        num_workers: processes that prepare batches, for each device.
 
     Batches: images (N, 1, 8, 8), normalised; labels (N,), 0 to 9.
     """
@@ -25,33 +25,17 @@ class Digits(LightningDataModule):
     input_size = (1, 8, 8)
     class_names = tuple("0123456789")
 
-    def __init__(self, batch_size: int = 32) -> None:
-        super().__init__()
-        self.batch_size = batch_size
+    def __init__(self, batch_size: int = 32, num_workers: int = 0) -> None:
+        super().__init__(batch_size, num_workers)
 
     def setup(self, stage: str | None = None) -> None:
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
 
         pixels, labels = load_digits(return_X_y=True)
-        images = torch.tensor((pixels - PIXEL_MEAN) / PIXEL_STD, dtype=torch.float32).view(-1, 1, 8, 8)
-        targets = torch.tensor(labels)
+        images = pixels.astype(np.uint8).reshape(-1, 1, 8, 8)
         rest, test = train_test_split(range(len(labels)), test_size=360, stratify=labels, random_state=0)
         train, val = train_test_split(rest, test_size=180, stratify=labels[rest], random_state=0)
-        self.train, self.val, self.test = (TensorDataset(images[i], targets[i]) for i in (train, val, test))
-
-    def train_dataloader(self) -> DataLoader:
-        batch_size = device_batch_size(self.batch_size, self.trainer, training=True)
-        return DataLoader(self.train, batch_size=batch_size, shuffle=True)
-
-    def val_dataloader(self) -> DataLoader:
-        return self._evaluation(self.val)
-
-    def test_dataloader(self) -> DataLoader:
-        return self._evaluation(self.test)
-
-    def predict_dataloader(self) -> DataLoader:
-        return self._evaluation(self.test)
-
-    def _evaluation(self, images: TensorDataset) -> DataLoader:
-        return DataLoader(images, batch_size=device_batch_size(self.batch_size, self.trainer, training=False))
+        self.train_set, self.val_set, self.test_set = (
+            Images(images[part], labels[part], (PIXEL_MEAN,), (PIXEL_STD,)) for part in (train, val, test)
+        )

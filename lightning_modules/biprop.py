@@ -20,8 +20,8 @@ class Biprop(Classifier):
     Recipes are in configs/biprop/.
 
     Args:
-        network, num_classes, input_size, network_args, optimizer, schedule, warmup_epochs, label_smoothing: as in
-            Classifier.
+        network, num_classes, input_size, network_args, optimizer, schedule, warmup_epochs, label_smoothing,
+            initial_checkpoint: as in Classifier.
         keep_fraction: fraction of each layer's weights that is kept, 0 < k <= 1 (the paper prints the pruned 1 - k).
         init: distribution of the frozen weights.
         scale: divisor of their variance; None means "kept" without batch normalisation and "none" with it.
@@ -45,6 +45,7 @@ class Biprop(Classifier):
         schedule: Schedule = "cosine",
         warmup_epochs: int = 0,
         label_smoothing: float = 0.0,
+        initial_checkpoint: str | None = None,
         keep_fraction: float = 0.5,
         init: Init = "kaiming_normal",
         scale: Scale | None = None,
@@ -53,7 +54,15 @@ class Biprop(Classifier):
         train_bn: bool = False,
     ) -> None:
         super().__init__(
-            network, num_classes, input_size, network_args, optimizer, schedule, warmup_epochs, label_smoothing
+            network,
+            num_classes,
+            input_size,
+            network_args,
+            optimizer,
+            schedule,
+            warmup_epochs,
+            label_smoothing,
+            initial_checkpoint,
         )
         masked = networks.biprop.apply(
             self.network,

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.cli import OptimizerCallable
+from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
@@ -14,6 +15,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 import networks
+from lightning_modules import initial
 from networks import InputError
 
 Schedule = Literal["cosine", "constant"]
@@ -38,9 +40,12 @@ class Classifier(LightningModule):
         schedule: "cosine" from the optimiser's rate to 0 over trainer.max_epochs, or "constant"; stepped every epoch.
         warmup_epochs: w epochs before that with rate * (epoch + 1) / w.
         label_smoothing: mass spread evenly over the classes, in evaluation's loss too.
+        initial_checkpoint: file whose weights training starts from: a checkpoint of ours, a state_dict, safetensors.
+            What matches by name and size is taken, the rest reported. (--ckpt_path is for resuming a run.)
 
     Raises:
-        InputError: an unknown network, or one that does not fit num_classes or input_size.
+        InputError: an unknown network, or one that does not fit num_classes or input_size; initial weights that cannot
+            be read or that do not match at all.
     """
 
     defining: tuple[str, ...] = ("network", "network_args")  # what a checkpoint and its model must have in common
@@ -55,6 +60,7 @@ class Classifier(LightningModule):
         schedule: Schedule = "cosine",
         warmup_epochs: int = 0,
         label_smoothing: float = 0.0,
+        initial_checkpoint: str | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["optimizer"] if isinstance(network, str) else ["optimizer", "network"])
@@ -70,6 +76,7 @@ class Classifier(LightningModule):
         self.network = network
         self.num_classes, self.input_size = num_classes, tuple(input_size)
         self.optimizer, self.schedule, self.warmup_epochs = optimizer, schedule, warmup_epochs
+        self.initial_checkpoint = initial_checkpoint
         self.criterion = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
         self.loss_terms: dict[str, LossTerm] = {}
         self.term_means = nn.ModuleDict()
@@ -82,10 +89,18 @@ class Classifier(LightningModule):
                 self.metrics[f"{stage}/{name}"] = accuracy
 
     def setup(self, stage: str) -> None:
-        """Refuse data of another class count before anything runs."""
+        """Refuse data of another class count before anything runs, and start from other weights where that is asked."""
         classes = getattr(getattr(self.trainer, "datamodule", None), "num_classes", self.num_classes)
         if classes != self.num_classes:
             raise InputError(f"the model has num_classes={self.num_classes}, the data have {classes}: drop num_classes")
+        if stage == "fit" and not self.trainer.ckpt_path:
+            self.load_initial()
+
+    def load_initial(self) -> None:
+        """Take the weights of `initial_checkpoint`, once, and report what matched and what did not."""
+        path, self.initial_checkpoint = self.initial_checkpoint, None
+        if path:
+            rank_zero_info(initial.start_from(self, path))
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, num_classes) of inputs (N, *input_size)."""
@@ -116,11 +131,15 @@ class Classifier(LightningModule):
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """Probabilities (N, num_classes) and, from the data, the true labels (N,)."""
         inputs, targets = batch
-        return {"probabilities": self(inputs).softmax(-1), "targets": targets}
+        return {"probabilities": self._outputs(inputs).softmax(-1), "targets": targets}
+
+    def _outputs(self, inputs: Tensor) -> Tensor:
+        """Logits in evaluation, where a process may have no share of the last batch; not every network takes that."""
+        return self(inputs) if len(inputs) else inputs.new_zeros(0, self.num_classes)
 
     def _evaluate(self, stage: str, batch: Any) -> None:
         inputs, targets = batch
-        outputs = self(inputs)
+        outputs = self._outputs(inputs)
         self._measure(stage, self.criterion(outputs, targets), outputs, targets)
 
     def _measure(self, stage: str, loss: Tensor, outputs: Tensor, targets: Tensor) -> None:
@@ -150,8 +169,23 @@ class Classifier(LightningModule):
         scheduler = warmup_then(self.schedule, optimizer, self.trainer.max_epochs or 0, self.warmup_epochs)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
 
+    def on_train_start(self) -> None:
+        """A resumed run may have another max_epochs, and its checkpoint has the rate that came next in the old one."""
+        for config in self.trainer.lr_scheduler_configs:
+            if isinstance(config.scheduler, LambdaLR):
+                set_rates(config.scheduler)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["method"] = type(self).__name__
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse another network's checkpoint, in one line instead of a list of its tensors."""
+        """Refuse a checkpoint of another method or network, in one line instead of a list of its tensors."""
+        method = checkpoint.get("method", type(self).__name__)
+        if method != type(self).__name__:
+            raise InputError(
+                f"the checkpoint was trained by {method}, not by {type(self).__name__}; give the config that it was "
+                "trained with, or start from its weights: --model.initial_checkpoint FILE"
+            )
         trained = checkpoint.get("hyper_parameters", {})
         for name in self.defining:
             if name in trained and name in self.hparams and trained[name] != self.hparams[name]:
@@ -170,6 +204,13 @@ class Classifier(LightningModule):
                 f"{len(extra)} unknown, {len(other_size)} of another size, such as {example}; "
                 "give the config that it was trained with"
             )
+
+
+def set_rates(scheduler: LambdaLR) -> None:
+    """Set the optimiser's rates to the schedule's for its epoch."""
+    groups = scheduler.optimizer.param_groups
+    for group, rate, factor in zip(groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
+        group["lr"] = rate * factor(scheduler.last_epoch)
 
 
 def warmup_then(schedule: Schedule, optimizer: Optimizer, epochs: int, warmup_epochs: int) -> LRScheduler:

@@ -1,0 +1,67 @@
+"""last.ckpt: where an interrupted run goes on."""
+
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.utilities import rank_zero_info
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Saves last.ckpt after every epoch, and when SIGTERM or Ctrl-C asks the run to stop.
+
+    The step that is being done is finished first; the process then ends with status 143 or 130, as the signal says.
+    A second Ctrl-C stops at once. During validation the signal waits for its end. Several processes agree at every
+    `log_every_n_steps`, where they wait for their devices anyhow.
+
+    Args:
+        dirpath: folder of last.ckpt.
+    """
+
+    def __init__(self, dirpath: str | Path) -> None:
+        # after every epoch, also where validation is rarer
+        super().__init__(dirpath, "last", save_on_train_epoch_end=True, enable_version_counter=False)
+        self._signal: int | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take over from Lightning, which stops without saving and asks the device in every distributed step."""
+        super().on_train_start(trainer, pl_module)
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+        for number in (signal.SIGTERM, signal.SIGINT):
+            trainer._signal_connector._register_signal(number, self._remember)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        if self._signal == number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._signal = number
+        again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
+        rank_zero_info(f"{signal.Signals(number).name}: this step is finished and saved first{again}")
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        accumulating = (batch_idx + 1) % trainer.accumulate_grad_batches
+        every = trainer.val_check_batch  # validation would be left out if the run went on from a checkpoint before it
+        validates = trainer.is_last_batch or (every and (batch_idx + 1) % every == 0)
+        agrees = trainer.world_size == 1 or trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        if agrees and not accumulating and not validates and self._asked(trainer):
+            path = Path(str(self.dirpath)) / "last.ckpt"
+            trainer.save_checkpoint(path)
+            self._stop(trainer, f"saved in the middle of epoch {trainer.current_epoch}: {path}")
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_epoch_start(trainer, pl_module)
+        if self._asked(trainer):
+            self._stop(trainer, f"stopped after epoch {trainer.current_epoch - 1}, which is saved")
+
+    def _asked(self, trainer: Trainer) -> bool:
+        return trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
+
+    def _stop(self, trainer: Trainer, what: str) -> None:
+        rank_zero_info(f"{what}; the same command with --ckpt_path last goes on from there")
+        # The process that launched others watches their status, and would take another one for a crash.
+        raise SystemExit(128 + (self._signal or signal.SIGTERM) if trainer.is_global_zero else 0)

@@ -1,0 +1,27 @@
+"""Check that PyTorch can use the GPUs that a run asks for."""
+
+import torch
+from pytorch_lightning import Trainer
+
+from networks import InputError
+
+
+def check_gpus(trainer: Trainer) -> None:
+    """Refuse GPUs that this build of PyTorch has no kernels for, or that lack the asked precision.
+
+    Raises:
+        InputError: says which build to take, or which precision.
+    """
+    if trainer.strategy.root_device.type != "cuda":
+        return
+    for device in trainer.device_ids:
+        name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
+        built = [tuple(map(int, (arch[3:-1], arch[-1]))) for arch in torch.cuda.get_arch_list() if arch[3:].isdigit()]
+        if built and capability < min(built):
+            raise InputError(
+                f"{name} has compute capability {'.'.join(map(str, capability))}, and this PyTorch "
+                f"({torch.__version__}) begins at {'.'.join(map(str, min(built)))}: install an older one, for a V100 "
+                "torch 2.14 or earlier in its CUDA 12.6 build (see PyTorch's page of previous versions)"
+            )
+        if "bf16" in str(trainer.precision) and capability < (8, 0):
+            raise InputError(f"{name} has no bf16: take --trainer.precision 16-mixed")

@@ -1,0 +1,100 @@
+"""Which checkpoint a command takes, and whether it can."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from pytorch_lightning import LightningModule
+
+from networks import InputError
+
+# What may change when a run goes on: where data are and how fast they come, not what is trained on what.
+FREE = ("num_workers", "root", "check_integrity", "initial_checkpoint")
+
+
+def checkpoint_path(folder: Path, given: str | None) -> Path | None:
+    """The checkpoint file meant by --ckpt_path: `last` and `best` are those of the run folder.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    if given is None:
+        return None
+    if given not in ("last", "best"):
+        if not Path(given).is_file():
+            raise InputError(f"no checkpoint at {given}; --ckpt_path takes a file, last or best")
+        return Path(given)
+    path = folder / "checkpoints" / f"{given}.ckpt"
+    if not path.is_file():
+        raise InputError(f"no checkpoint at {path}: run `frugal fit` with this config first, or give --ckpt_path FILE")
+    return path
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A checkpoint without the values of its tensors; nothing in it is executed.
+
+    Raises:
+        InputError: it is no whole checkpoint.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="meta", weights_only=True, mmap=True)
+        return {"state_dict": checkpoint["state_dict"], **checkpoint}
+    except Exception as error:
+        reason = str(error).split("\n")[0]
+        raise InputError(
+            f"{path} is cut short or not a checkpoint ({reason}): take another, such as best.ckpt beside it"
+        ) from error
+
+
+def check(path: Path, checkpoint: dict[str, Any], model: LightningModule) -> None:
+    """Refuse a checkpoint of another method or network before anything is touched."""
+    try:
+        model.on_load_checkpoint(checkpoint)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def epochs_done(checkpoint: dict[str, Any]) -> int:
+    """Whole epochs behind a checkpoint."""
+    return checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+
+
+def check_same_run(saved: Path, config: dict[str, Any]) -> None:
+    """Refuse to go on with another model or other data than the run began with.
+
+    Args:
+        saved: config.yaml of the run.
+        config: the whole resolved config now.
+
+    Raises:
+        InputError: they differ, except in what may change.
+    """
+    if not saved.is_file():
+        return
+    before, now = (dict(_leaves(part)) for part in (yaml.safe_load(saved.read_text()), config))
+    changed = [
+        f"{key}={before.get(key)}, now {now.get(key)}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and key.split(".")[-1] not in FREE
+    ]
+    if changed:
+        raise InputError(
+            f"the run began with {'; '.join(changed)}. It goes on as it began or not at all: `frugal fit` without "
+            "--ckpt_path sets it aside and begins anew, from its weights with --model.initial_checkpoint FILE"
+        )
+
+
+def _leaves(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Keys and values of the model and the data, with dotted keys."""
+
+    def walk(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+        if isinstance(value, dict):
+            for key, part in value.items():
+                yield from walk(f"{prefix}.{key}", part)
+        elif value is not None:
+            yield prefix, value
+
+    for section in ("model", "data"):
+        yield from walk(section, config.get(section))

@@ -1,0 +1,126 @@
+"""`frugal seeds`: train and test one config with several seeds."""
+
+import argparse
+import json
+import math
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from commands.run_folder import config_path, run_folder
+from networks import InputError
+
+DESCRIPTION = """\
+Train and test a config with several seeds, one after the other, and write mean and standard error of each test metric
+to results/<path of the config>.json, with every run's curve, hours, commit, versions and hardware.
+
+  frugal seeds -c configs/biprop/digits/conv2_mpt1_32.yaml --seeds 0,1,2
+
+Any option of `frugal fit` may follow. Given again after an interruption, the same command goes on where it was; seeds
+that are done are not trained again.
+"""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train, test and summarise."""
+    parser = argparse.ArgumentParser(
+        "frugal seeds", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("-c", "--config", action="append", required=True, help="config of the run, and its overlays")
+    parser.add_argument("--seeds", type=_seeds, default=[0, 1, 2], metavar="0,1,2", help="the default is 0,1,2")
+    parser.add_argument(
+        "--results", type=Path, default=Path("results"), metavar="FOLDER", help="the default is results"
+    )
+    options, overrides = parser.parse_known_args(arguments)
+    for name in ("--ckpt_path", "--seed_everything", "--trainer.default_root_dir"):
+        if any(option.split("=")[0] == name for option in overrides):
+            parser.error(f"{name} is chosen for each seed: leave it out")
+    given = [part for config in options.config for part in ("-c", config)] + overrides
+    folders = {seed: run_folder(options.config, seed) for seed in options.seeds}
+    for seed, folder in folders.items():
+        train_and_test(seed, folder, given)
+    result = summary(options.config, overrides, folders)
+    path = (options.results / config_path(options.config)).with_suffix(".json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    Console().print(table(result))
+    print(path)
+
+
+def _seeds(text: str) -> list[int]:
+    seeds = [int(seed) for seed in text.split(",")]
+    if len(set(seeds)) < len(seeds):
+        raise argparse.ArgumentTypeError(f"{text} names a seed twice")
+    return seeds
+
+
+def train_and_test(seed: int, folder: Path, given: list[str]) -> None:
+    """Bring one seed's run to its end, from wherever it is; each command is a process of its own."""
+    command = [sys.executable, "-m", "frugal"]
+    seeded = [*given, "--seed_everything", str(seed)]
+    tested, last = folder / "test/metrics.json", folder / "checkpoints/last.ckpt"
+    for part in ([*command, "fit", *seeded, "--ckpt_path", "last"], [*command, "test", *seeded]):
+        if part[3] == "test" and tested.is_file() and tested.stat().st_mtime > last.stat().st_mtime:
+            continue
+        print(f"seed {seed}: {part[3]}", flush=True)
+        status = subprocess.run(part).returncode
+        if status:
+            print(f"seed {seed} has stopped; the same command goes on from there", file=sys.stderr)
+            sys.exit(status)
+
+
+def summary(configs: list[str], overrides: list[str], folders: dict[int, Path]) -> dict[str, Any]:
+    """What the runs measured, with where and how."""
+    runs = [{"seed": seed, **run(folder)} for seed, folder in folders.items()]
+    return {
+        "config": Path(configs[0]).as_posix(),
+        "overlays": [Path(config).as_posix() for config in configs[1:]],
+        "overrides": overrides,
+        "seeds": list(folders),
+        "metrics": {name: spread([run["metrics"][name] for run in runs]) for name in runs[0]["metrics"]},
+        "runs": runs,
+    }
+
+
+def run(folder: Path) -> dict[str, Any]:
+    """One run's test metrics, its best epoch by the validation data, hours, curve and record."""
+    checkpoint = torch.load(folder / "checkpoints/last.ckpt", map_location="cpu", weights_only=True)
+    curves = checkpoint["callbacks"].get("TrainingCurves")
+    if not curves:
+        raise InputError(f"{folder} has no training curves: leave callbacks.TrainingCurves in its config")
+    metrics = json.loads((folder / "test/metrics.json").read_text())
+    best = [row["val/top1"] for row in curves["history"] if "val/top1" in row]
+    record = json.loads((folder / "run.json").read_text())
+    return {
+        "metrics": {**metrics, **({"best val/top1": max(best)} if best else {})},
+        "epochs": len(curves["history"]),
+        "hours": round(curves["hours"], 4),
+        **{name: record[name] for name in ("commit", "uncommitted_changes", "versions", "hardware")},
+        "curve": [{name: round(value, 6) for name, value in row.items()} for row in curves["history"]],
+    }
+
+
+def spread(values: list[float]) -> dict[str, Any]:
+    """Mean and standard error, the latter None of a single value."""
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "standard_error": error, "values": values}
+
+
+def table(result: dict[str, Any]) -> Table:
+    """A line for each metric."""
+    shown = Table("metric", "mean", "standard error", *(f"seed {seed}" for seed in result["seeds"]))
+    for name, values in result["metrics"].items():
+        error = values["standard_error"]
+        shown.add_row(
+            name,
+            f"{values['mean']:.4f}",
+            "-" if error is None else f"{error:.4f}",
+            *(f"{value:.4f}" for value in values["values"]),
+        )
+    return shown
