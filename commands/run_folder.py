@@ -1,5 +1,6 @@
 """Where a run lives: runs/<path of the config>/seed<k>/, so that a later step, a resume and a table find it."""
 
+import argparse
 import fcntl
 import os
 from pathlib import Path
@@ -8,6 +9,13 @@ from typing import IO
 from networks import InputError
 
 EVALUATIONS = ("validate", "test", "predict")  # their results go to folders of these names inside the run's
+
+
+def typed_configs(arguments: list[str]) -> list[str]:
+    """The configs on a command line; the parser tells instead those that they include."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-c", "--config", action="append", default=[])
+    return parser.parse_known_args(arguments)[0].config
 
 
 def config_path(configs: list[str]) -> Path:

@@ -47,7 +47,7 @@ MORE = " --model.help Biprop (or another class) lists the arguments of a model, 
 FROM_DATA = ("num_classes", "input_size")
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str]) -> None:
     """Run one of Lightning's subcommands; `arguments` begin with its name."""
     warnings.filterwarnings("ignore", ".*does not have many workers.*")  # our data sets choose their own
     warnings.filterwarnings("ignore", ".*infer the batch indices.*")  # PredictionWriter asks the loader
@@ -63,7 +63,8 @@ class FrugalCLI(LightningCLI):
     With `run=False` model and data are only built.
     """
 
-    def __init__(self, arguments: list[str] | None, run: bool = True) -> None:
+    def __init__(self, arguments: list[str], run: bool = True) -> None:
+        self.arguments = arguments
         super().__init__(
             save_config_callback=RunRecord,
             seed_everything_default=0,
@@ -141,8 +142,8 @@ class FrugalCLI(LightningCLI):
     def _choose_folders(self, config: Namespace) -> None:
         self.folder_is_ours = config.trainer.default_root_dir is None
         if self.folder_is_ours:
-            configs = [path.absolute for path in config.config or []]
-            config.trainer.default_root_dir = str(run_folder.run_folder(configs, config.seed_everything))
+            folder = run_folder.run_folder(run_folder.typed_configs(self.arguments), config.seed_everything)
+            config.trainer.default_root_dir = str(folder)
         self.folder = Path(config.trainer.default_root_dir)
         if config.checkpoint.dirpath is None:
             config.checkpoint.dirpath = str(self.folder / "checkpoints")
