@@ -4,12 +4,15 @@ import difflib
 import inspect
 import re
 import sys
+from pathlib import Path
 from typing import NoReturn
 
+import yaml
 from pytorch_lightning.cli import LightningArgumentParser
 
 import datamodules  # both imported for their classes to be known by name: --model Biprop
 import lightning_modules
+from commands.run_folder import typed_configs
 
 
 class Parser(LightningArgumentParser):
@@ -47,3 +50,29 @@ def _known_names(parser: LightningArgumentParser) -> set[str]:
         for name in package.__all__:
             names |= {name, *inspect.signature(getattr(package, name).__init__).parameters}
     return names
+
+
+def with_default_data(arguments: list[str], at: int) -> list[str]:
+    """Put `--data Digits` into a command line that does not say which data.
+
+    A default in the parser would not do: when the class changes, its arguments' defaults would stay, and CIFAR would be
+    trained with the batch size of Digits.
+    """
+    said = any(part == "--data" or part.startswith(("--data=", "--data.class_path")) for part in arguments)
+    if said or any(_says_data(Path(config)) for config in typed_configs(arguments)):
+        return arguments
+    return [*arguments[:at], "--data", "datamodules.Digits", *arguments[at:]]
+
+
+def _says_data(config: Path) -> bool:
+    """Whether a config, or one that it includes, names a DataModule; what cannot be read is left to the parser."""
+    try:
+        content = yaml.safe_load(config.read_text())
+    except (OSError, yaml.YAMLError):
+        return False
+    if not isinstance(content, dict):
+        return False
+    data, included = content.get("data"), content.get("config", [])
+    named = isinstance(data, str) or (isinstance(data, dict) and "class_path" in data) or "data.class_path" in content
+    paths = included if isinstance(included, list) else [included]
+    return named or any(_says_data(config.parent / path) for path in paths)

@@ -13,7 +13,7 @@ class DataModule(LightningDataModule):
     """Gives batches of `train_set`, `val_set` and `test_set`, which `setup` of a subclass makes; predicts on the last.
 
     A subclass says `num_classes`, `input_size` and `class_names` before it reads anything. Order and augmentation are
-    functions of (seed, epoch, sample index); the seed is Lightning's, from `seed_everything`, or 0.
+    functions of (seed, epoch, sample index); the seed is that of `seed_everything`, or 0.
 
     Args:
         batch_size: total over all devices and accumulated steps.
@@ -33,6 +33,14 @@ class DataModule(LightningDataModule):
         if num_workers < 0:
             raise InputError(f"data.num_workers={num_workers} must not be negative")
         self.batch_size, self.num_workers = batch_size, num_workers
+        self.seed: int | None = None  # chosen when loaders are first made
+
+    def state_dict(self) -> dict[str, int | None]:
+        return {"seed": self.seed}
+
+    def load_state_dict(self, state_dict: dict[str, int | None]) -> None:
+        """A resumed run goes on in the order that it began with."""
+        self.seed = state_dict["seed"]
 
     def train_dataloader(self) -> Batches:
         size = len(self.train_set)
@@ -56,8 +64,9 @@ class DataModule(LightningDataModule):
             check_batch_size(self.batch_size, self.trainer, training)
             if training:
                 process["steps"] = self.trainer.accumulate_grad_batches
-        seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
-        return Batches(dataset, Order(len(dataset), self.batch_size, training, seed, **process), self.num_workers)
+        if self.seed is None:
+            self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+        return Batches(dataset, Order(len(dataset), self.batch_size, training, self.seed, **process), self.num_workers)
 
 
 def check_batch_size(total: int, trainer: Trainer, training: bool) -> None:

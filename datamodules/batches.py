@@ -1,9 +1,11 @@
 """Batches of a data set: who takes which samples, in which order, from where on."""
 
 import signal
+import weakref
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
@@ -53,11 +55,11 @@ class Order(Sampler[Draw]):
         return batches * self.steps
 
     def __iter__(self) -> Iterator[Draw]:
-        order = permutation(self.size, self.seed, self.epoch) if self.training else torch.arange(self.size)
-        batches = order.split(self.batch_size)
+        order = permutation(self.size, self.seed, self.epoch) if self.training else np.arange(self.size)
         for i in range(self.start, len(self)):
             batch, step = divmod(i, self.steps)
-            shares = batches[batch].tensor_split(self.steps * self.world_size)
+            samples = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            shares = np.array_split(samples, self.steps * self.world_size)
             yield Draw(self.seed, self.epoch, shares[step * self.world_size + self.rank])
 
 
@@ -88,6 +90,17 @@ class Batches:
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # else a loader takes a number from the global one, and resuming is not exact
         )
+        # Before the loader can be garbage: its queues may close before its workers are told to end, and then it waits.
+        weakref.finalize(self, _end_workers, self._loader)
+
+    @property
+    def _iterator(self) -> Any:
+        """Of the loader; Lightning ends persistent workers through this name."""
+        return self._loader._iterator
+
+    @_iterator.setter
+    def _iterator(self, iterator: Any) -> None:
+        self._loader._iterator = iterator
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -112,7 +125,6 @@ class Batches:
         return {
             "epoch": order.epoch,
             "position": self._position,
-            "seed": order.seed,
             "batch_size": order.batch_size,
             "batches": len(order),
         }
@@ -124,13 +136,18 @@ class Batches:
             InputError: in the middle of an epoch, where the rest of it would be other samples than it was.
         """
         ours = self.state_dict()
-        changed = [f"{name} {state[name]}" for name in ("seed", "batch_size", "batches") if state[name] != ours[name]]
+        changed = [f"{name} {state[name]}" for name in ("batch_size", "batches") if state[name] != ours[name]]
         if changed and 0 < state["position"] < state["batches"]:
             raise InputError(
                 f"the checkpoint is from the middle of an epoch with {', '.join(changed)} (here "
                 f"{', '.join(str(ours[change.split()[0]]) for change in changed)}): resume it with the same"
             )
         self._resumed = state
+
+
+def _end_workers(loader: DataLoader[Any]) -> None:
+    if loader._iterator is not None:
+        loader._iterator._shutdown_workers()  # type: ignore[attr-defined]
 
 
 def _leave_signals_to_the_main_process(worker: int) -> None:

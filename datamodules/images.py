@@ -29,7 +29,7 @@ class Images:
         crop_padding: int = 0,
         flip: bool = False,
     ) -> None:
-        self.labels, self.places, self.flip = torch.tensor(labels), 2 * crop_padding + 1, flip
+        self.labels, self.places, self.flip = labels.astype(np.int64), 2 * crop_padding + 1, flip
         padding = [(0, 0), (0, 0), (crop_padding, crop_padding), (crop_padding, crop_padding)]
         size = images.shape[2:]
         # (M, C, places, places, H, W): a view, from which NumPy copies whole rows; torch's indexing goes by elements
@@ -41,10 +41,12 @@ class Images:
         return len(self.labels)
 
     def __getitem__(self, draw: Draw) -> tuple[Tensor, Tensor]:
-        top, left, mirror = draw.uniform(3).numpy().T
+        top, left, mirror = draw.uniform(3).T
         corners = ((place * self.places).astype(np.int64) for place in (top, left))
-        images = self.crops[draw.indices.numpy(), :, *corners]
+        images = self.crops[draw.indices, :, *corners]
         if self.flip:
             mirrored = mirror < 0.5
             images[mirrored] = images[mirrored][..., ::-1]
-        return torch.from_numpy(images).float().mul_(self.scale).add_(self.shift), self.labels[draw.indices]
+        return torch.from_numpy(images).float().mul_(self.scale).add_(self.shift), torch.from_numpy(
+            self.labels[draw.indices]
+        )

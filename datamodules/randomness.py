@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 
 class Draw(NamedTuple):
@@ -16,19 +15,19 @@ class Draw(NamedTuple):
 
     seed: int
     epoch: int
-    indices: Tensor  # (N,), int64, of the data set
+    indices: np.ndarray  # (N,), int64, of the data set
 
-    def uniform(self, count: int) -> Tensor:
+    def uniform(self, count: int) -> np.ndarray:
         """Numbers in [0, 1), (N, count), float64; each row is a function of (seed, epoch, index of the sample)."""
-        samples = _mix(_mix(_key(self.seed, self.epoch)) ^ self.indices.numpy().astype(np.uint64))
+        samples = _mix(_mix(_key(self.seed, self.epoch)) ^ self.indices.astype(np.uint64))
         columns = _mix(samples[:, None] + np.arange(count, dtype=np.uint64) * _GOLDEN)
-        return torch.from_numpy((columns >> np.uint64(11)) * 2.0**-53)
+        return (columns >> np.uint64(11)) * 2.0**-53
 
 
-def permutation(size: int, seed: int, epoch: int) -> Tensor:
+def permutation(size: int, seed: int, epoch: int) -> np.ndarray:
     """The order of an epoch, (size,), int64: a function of (seed, epoch)."""
-    key = int(_mix(_key(seed, epoch))[0] >> np.uint64(1))
-    return torch.randperm(size, generator=torch.Generator().manual_seed(key))
+    generator = torch.Generator().manual_seed(int(_mix(_key(seed, epoch))[0] >> np.uint64(1)))
+    return torch.randperm(size, generator=generator).numpy()
 
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)

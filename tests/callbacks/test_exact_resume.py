@@ -1,0 +1,85 @@
+"""A run that is stopped and resumed ends bit for bit as the run that was not."""
+
+import pytest
+import torch
+from pytorch_lightning import Callback, Trainer, seed_everything
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from callbacks import ExactResume, LastCheckpoint, TrainingCurves
+from datamodules import Digits
+from datamodules.images import Images
+from lightning_modules import Biprop, Classifier
+
+
+class AugmentedDigits(Digits):
+    """Digits with crops and flips, whose randomness must be resumed too."""
+
+    def setup(self, stage=None):
+        super().setup(stage)
+        images, labels = self.train_set.crops[:200, :, 0, 0], self.train_set.labels[:200]
+        self.train_set = Images(images, labels, (4.9,), (6.0,), crop_padding=1, flip=True)
+
+
+class TorchLoaders(AugmentedDigits):
+    """PyTorch's own loader, which shuffles by the global generator."""
+
+    def train_dataloader(self):
+        images = torch.tensor(self.train_set.crops[:, :, 1, 1]).float()
+        return DataLoader(TensorDataset(images, torch.tensor(self.train_set.labels)), batch_size=32, shuffle=True)
+
+
+class Stop(Callback):
+    """Ends a run as SIGTERM would, after a number of steps."""
+
+    def __init__(self, steps):
+        self.steps = steps
+
+    def on_train_batch_end(self, trainer, *args):
+        if trainer.global_step == self.steps:
+            trainer.checkpoint_callback._signal = 15
+
+
+def run(folder, data, module=None, steps=None, resume=False, **options):
+    seed_everything(99 if resume else 3)
+    if module is None:
+        dropout = nn.Sequential(
+            nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Dropout(0.5), nn.Linear(288, 10)
+        )
+        module = Classifier(dropout, 10, (1, 8, 8))
+    curves = TrainingCurves()
+    trainer = Trainer(
+        default_root_dir=folder,
+        callbacks=[curves, ExactResume(), LastCheckpoint(folder), *([Stop(steps)] if steps else [])],
+        logger=False, enable_progress_bar=False, enable_model_summary=False, **{"max_epochs": 3, **options},
+    )  # fmt: skip
+    path = folder / "last.ckpt" if resume else None
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
+    except SystemExit as stop:
+        assert stop.code == 128 + 15
+    return module, trainer, [{k: v for k, v in row.items() if k != "hours"} for row in curves.history]
+
+
+def same(a, b):
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("steps", [6, 8, 15], ids=["end of an epoch", "in the second epoch", "in the third epoch"])
+def test_resumed_equals_uninterrupted(tmp_path, steps, workers):
+    """200 samples in batches of 32 are 6 steps an epoch."""
+    whole, trainer, history = run(tmp_path / "whole", AugmentedDigits(32))
+    run(tmp_path / "parts", AugmentedDigits(32, workers), steps=steps)
+    saved = torch.load(tmp_path / "parts/last.ckpt", weights_only=True)
+    assert saved["global_step"] == steps
+    parts, again, resumed = run(tmp_path / "parts", AugmentedDigits(32, workers), resume=True)
+    assert again.global_step == trainer.global_step == 18
+    assert same(parts.state_dict(), whole.state_dict())
+    assert same(again.optimizers[0].state_dict(), trainer.optimizers[0].state_dict())
+    assert resumed == history
+    assert [row["epoch"] for row in history] == [0, 1, 2]
