@@ -5,8 +5,10 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -70,14 +72,13 @@ def _write_metrics(trainer: Trainer) -> None:
 
 def _log_code(logger: WandbLogger) -> None:
     """Keep our sources with the W&B run; W&B adds the commit and the changes since."""
-    import wandb
-
-    files = (_git("ls-files", "*.py", "*.yaml", "*.toml") or "").splitlines()
-    if files and isinstance(logger.experiment, wandb.Run):
-        source = wandb.Artifact(f"source-{logger.experiment.id}", type="code")
-        for name in files:
-            source.add_file(str(ROOT / name), name)
-        logger.experiment.log_artifact(source)
+    names = (_git("ls-files", "*.py", "*.yaml", "*.toml") or "").splitlines()
+    with tempfile.TemporaryDirectory() as folder:  # W&B would walk through the environment, the data and the runs
+        for name in names:
+            (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, Path(folder) / name)
+        if names:
+            logger.experiment.log_code(folder, include_fn=lambda path: True)
 
 
 def provenance() -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import logging
 import secrets
 import warnings
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,8 @@ def main(arguments: list[str]) -> None:
     warnings.filterwarnings("ignore", ".*infer the batch indices.*")  # PredictionWriter asks the loader
     warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated")  # Lightning's own, with recent torch
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.msg)
-    FrugalCLI(arguments)
+    with ExitStack() as held:
+        FrugalCLI(arguments, held=held)
 
 
 class FrugalCLI(LightningCLI):
@@ -61,10 +63,13 @@ class FrugalCLI(LightningCLI):
 
     A run lives in a folder that its config and seed name, see `run_folder`; --trainer.default_root_dir overrides it.
     With `run=False` model and data are only built.
+
+    Args:
+        held: releases the run folder when it is closed.
     """
 
-    def __init__(self, arguments: list[str], run: bool = True) -> None:
-        self.arguments = arguments
+    def __init__(self, arguments: list[str], run: bool = True, held: ExitStack | None = None) -> None:
+        self.arguments, self.held = arguments, held or ExitStack()
         super().__init__(
             save_config_callback=RunRecord,
             seed_everything_default=0,
@@ -221,7 +226,7 @@ class FrugalCLI(LightningCLI):
     @rank_zero_only
     def _make_room(self, resuming: bool) -> None:
         """Keep an earlier run; of the run that is resumed, its metrics and records. A user's folder is not renamed."""
-        self.lock = run_folder.lock(self.folder, beside=self.folder_is_ours)
+        self.held.enter_context(run_folder.lock(self.folder, beside=self.folder_is_ours))
         if not (self.folder / "run.json").exists():
             return
         if not resuming and not self.folder_is_ours:

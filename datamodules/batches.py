@@ -113,7 +113,7 @@ class Batches:
         for batch in self._loader:
             self._position += 1
             yield batch
-        self.sampler.epoch += 1
+        self.sampler.epoch, self._position = self.sampler.epoch + 1, 0
 
     def indices(self) -> list[list[int]]:
         """Which samples each batch of this epoch has."""

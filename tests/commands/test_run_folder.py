@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from commands.run_folder import checkpoint, run_folder, set_aside
+from commands.resume import checkpoint_path
+from commands.run_folder import lock, run_folder, set_aside, typed_configs
 from networks import InputError
 
 
@@ -36,9 +37,9 @@ def test_setting_aside_never_overwrites(tmp_path):
 
 
 def test_checkpoints_by_name_are_those_of_the_run(tmp_path):
-    assert checkpoint(tmp_path, None) is None
+    assert checkpoint_path(tmp_path, None) is None
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints/best.ckpt").touch()
-    assert checkpoint(tmp_path, "best") == tmp_path / "checkpoints/best.ckpt"
+    assert checkpoint_path(tmp_path, "best") == tmp_path / "checkpoints/best.ckpt"
     with pytest.raises(InputError, match="run `frugal fit` with this config first"):
-        checkpoint(tmp_path, "last")
+        checkpoint_path(tmp_path, "last")

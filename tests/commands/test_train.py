@@ -84,7 +84,7 @@ def test_fit_leaves_everything_in_the_folder_that_config_and_seed_name(here):
         f"{CHECKPOINTS}/best.ckpt",
         f"{CHECKPOINTS}/last.ckpt",
     }
-    assert files == expected | {"configs/small.yaml"}
+    assert files == expected | {"configs/small.yaml", "runs/small/.seed0.lock"}
     metrics = read_csv("runs/small/seed0/metrics.csv")
     assert [int(row["epoch"]) for row in metrics if row["val/top1"]] == [0, 1, 2]
     assert float(metrics[0]["cost/params"]) == sum(int(row["params"]) for row in read_csv("runs/small/seed0/cost.csv"))
@@ -98,7 +98,7 @@ def test_fit_leaves_everything_in_the_folder_that_config_and_seed_name(here):
 def test_the_record_reproduces_the_run_and_names_versions_and_commit(here):
     record = json.loads((here / "runs/small/seed0/run.json").read_text())
     assert record["versions"]["torch"] == torch.__version__.split("+")[0]
-    assert set(record) == {"command", "commit", "uncommitted_changes", "versions", "hardware"}
+    assert set(record) == {"command", "commit", "uncommitted_changes", "versions", "hardware", "wandb_id"}
     config = yaml.safe_load((here / "runs/small/seed0/config.yaml").read_text())
     assert config["model"]["init_args"]["keep_fraction"] == 0.5
     assert config["model"]["init_args"]["optimizer"]["class_path"] == "torch.optim.SGD"

@@ -78,7 +78,7 @@ def test_resumes_in_the_middle_of_an_epoch(num_workers, position):
         next(iterator)
     state = stopped.state_dict()
     assert state["epoch"] == 1
-    assert state["position"] == position % 6 or position == 6
+    assert state["position"] == position
     resumed.load_state_dict(state)
     rest = iter(resumed)  # Lightning makes the iterator before it sets the epoch
     resumed.sampler.set_epoch(1)

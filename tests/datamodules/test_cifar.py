@@ -1,9 +1,13 @@
 """CIFAR: the public files, synthetic ones in their layout, and what can be wrong with them."""
 
+import functools
+import hashlib
 import os
 import pickle
 import tarfile
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -116,16 +120,29 @@ def test_reading_never_executes_code_from_a_file(tmp_path):
     assert not (tmp_path / "executed").exists()
 
 
-def test_downloads_what_is_absent_and_says_what_to_fetch_where_it_cannot(tmp_path, monkeypatch):
+@pytest.fixture
+def served(tmp_path):
+    """Address of tmp_path/served on this machine."""
+    (tmp_path / "served").mkdir()
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=tmp_path / "served")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def test_downloads_what_is_absent_and_says_what_to_fetch_where_it_cannot(tmp_path, monkeypatch, served):
     write_cifar(tmp_path / "public")
-    archive = tmp_path / "cifar-10-python.tar.gz"
-    with tarfile.open(archive, "w:gz") as tar:
+    with tarfile.open(tmp_path / "served/cifar-10-python.tar.gz", "w:gz") as tar:
         tar.add(tmp_path / "public/cifar-10-batches-py", "cifar-10-batches-py")
-    monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", None)
-    monkeypatch.setattr(datasets.CIFAR10, "url", (tmp_path / "nothing.tar.gz").as_uri())
+    monkeypatch.setattr(datasets.CIFAR10, "url", f"{served}/nothing.tar.gz")
     with pytest.raises(InputError, match=r"CIFAR-10 is not in .*mine/cifar-10-batches-py and could not be downloaded"):
         cifar(tmp_path / "mine")
-    monkeypatch.setattr(datasets.CIFAR10, "url", archive.as_uri())
+    monkeypatch.setattr(datasets.CIFAR10, "url", f"{served}/cifar-10-python.tar.gz")
+    with pytest.raises(InputError, match="could not be downloaded .*corrupted"):
+        cifar(tmp_path / "mine")  # its checksum is not the published one
+    digest = hashlib.md5((tmp_path / "served/cifar-10-python.tar.gz").read_bytes()).hexdigest()
+    monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", digest)
     assert len(cifar(tmp_path / "mine").train_set) == 200
 
 
