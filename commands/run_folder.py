@@ -59,7 +59,7 @@ def lock(folder: Path, beside: bool) -> IO[str]:
     path.parent.mkdir(parents=True, exist_ok=True)
     file = open(path, "w")  # noqa: SIM115
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # flock would outlive a killed process in its workers
     except OSError as error:
         file.close()
         raise InputError(

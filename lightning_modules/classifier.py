@@ -147,11 +147,11 @@ class Classifier(LightningModule):
         for name, metric in self.metrics.items():
             if not name.startswith(f"{stage}/"):
                 continue
-            if isinstance(metric, MeanMetric):
-                # One value per sample: without its checks torchmetrics (1.7 to 1.9) drops the weights of values.
-                metric.update(loss.detach().expand(len(targets)))
-            else:
-                metric.update(outputs.detach(), targets)  # type: ignore[operator]
+            if len(targets):  # else this process only logs, for all wait for each other at the epoch's end
+                # A loss for each sample: without its checks torchmetrics (1.7 to 1.9) drops the weights of values.
+                mean = isinstance(metric, MeanMetric)
+                values = (loss.detach().expand(len(targets)),) if mean else (outputs.detach(), targets)
+                metric.update(*values)  # type: ignore[operator]
             self.log(name, metric, on_step=False, on_epoch=True, prog_bar=name == "val/top1")  # type: ignore[arg-type]
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:

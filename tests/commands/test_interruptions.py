@@ -1,0 +1,110 @@
+"""Runs of the command that are stopped from outside, and go on as if they had not been."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import frugal
+
+ROOT = Path(__file__).parent.parent.parent
+CONFIG = """\
+model:
+  class_path: lightning_modules.Biprop
+  init_args: {network: conv2, network_args: {activation: sign, width: 0.25}}
+data:
+  class_path: datamodules.Digits
+  init_args: {num_workers: 1}
+trainer: {max_epochs: 10, log_every_n_steps: 10, enable_progress_bar: false}
+"""
+LAST = Path("runs/small/seed0/checkpoints/last.ckpt")
+
+
+def write_config(folder):
+    (folder / "configs").mkdir()
+    (folder / "configs/small.yaml").write_text(CONFIG)
+    os.chdir(folder)
+
+
+def result(path=LAST):
+    """What two equal runs have in common: all but the time they took and where they are."""
+    checkpoint = torch.load(path, weights_only=True)
+    history = checkpoint["callbacks"]["TrainingCurves"]["history"]
+    curves = [{name: value for name, value in row.items() if name != "hours"} for row in history]
+    names = ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step", "processes", "Digits")
+    return {**{name: checkpoint[name] for name in names}, "curves": curves}
+
+
+def same(a, b):
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    before = Path.cwd()
+    write_config(tmp_path_factory.mktemp("uninterrupted"))
+    frugal.main(["fit", "-c", "configs/small.yaml"])
+    whole = result()
+    os.chdir(before)
+    return whole
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_run_that_is_stopped_goes_on_to_the_same_result(tmp_path, monkeypatch, capfd, uninterrupted, number):
+    monkeypatch.chdir(tmp_path)
+    write_config(tmp_path)
+    command = [sys.executable, "-m", "frugal", "fit", "-c", "configs/small.yaml"]
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True) as process:
+        while not LAST.exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        time.sleep(0.2)
+        if number == signal.SIGKILL:
+            process.send_signal(number)
+        else:  # schedulers and terminals signal all processes of a job
+            os.killpg(process.pid, number)
+    said = capfd.readouterr().err
+    if number == signal.SIGKILL:
+        assert process.returncode == -number
+    else:
+        assert process.returncode == 128 + number
+        assert f"{number.name}: this step is finished and saved first" in said
+        assert "the same command with --ckpt_path last goes on from there" in said
+        assert "Traceback" not in said
+    assert result()["epoch"] < 9
+    frugal.main(["fit", "-c", "configs/small.yaml", "--ckpt_path", "last"])
+    assert same(result(), uninterrupted)
+    assert not list(LAST.parent.glob("*.partial")) or number == signal.SIGKILL
+
+
+def test_a_second_run_in_the_same_folder_is_refused(tmp_path, monkeypatch, capsys):
+    """The first is stopped at its first step, and holds the folder."""
+    monkeypatch.chdir(tmp_path)
+    write_config(tmp_path)
+    command = [sys.executable, "-m", "frugal", "fit", "-c", "configs/small.yaml", "--trainer.max_epochs", "1000"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL) as process:
+        while not LAST.exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGSTOP)
+        before = {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()}
+        for options in ([], ["--ckpt_path", "last"]):
+            with pytest.raises(SystemExit) as stop:
+                frugal.main(["fit", "-c", "configs/small.yaml", *options, "--trainer.max_epochs", "1000"])
+            assert stop.value.code == 1
+            line = capsys.readouterr().err.strip().splitlines()[-1]
+            assert line.startswith("frugal: error: another process is training in runs/small/seed0: wait for it, or")
+        assert before == {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()}
+        process.kill()
+    frugal.main(["fit", "-c", "configs/small.yaml", "--trainer.max_epochs", "1"])  # nothing is left behind
+    assert Path("runs/small/seed0.1").is_dir()

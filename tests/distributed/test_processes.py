@@ -1,0 +1,52 @@
+"""Two processes against one: the same gradients, metrics over each sample once, the same tickets."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """What one process and two processes give."""
+    found = {}
+    for devices in (1, 2):
+        folder = tmp_path_factory.mktemp(f"devices{devices}")
+        command = [sys.executable, Path(__file__).parent / "training.py", str(devices), folder]
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        subprocess.run(command, check=True, capture_output=True, env=env, cwd=folder, timeout=300)
+        found[devices] = torch.load(folder / "result.pt", weights_only=True)
+    return found[1], found[2]
+
+
+def test_gradients_and_weights_equal_one_process_on_the_joined_batch(results):
+    one, two = results
+    assert one["steps"] == two["steps"] == 2 * (19 // 4)
+    assert one["gradients"].keys() == two["gradients"].keys() != set()
+    for name, gradient in one["gradients"].items():
+        assert gradient.abs().max() > 1e-4
+        assert torch.allclose(two["gradients"][name], gradient, atol=1e-6, rtol=0)
+    assert one["state"].keys() == two["state"].keys()
+    for name, value in one["state"].items():
+        assert torch.allclose(two["state"][name].float(), value.float(), atol=1e-5)
+
+
+def test_metrics_are_over_each_sample_once(results):
+    one, two = results
+    for stage in ("train", "val", "test"):
+        assert one[stage].keys() == two[stage].keys() != set()
+        assert two[stage] == pytest.approx(one[stage], abs=1e-5)
+    assert two["test"]["test/top1"] * 11 == pytest.approx(round(two["test"]["test/top1"] * 11), abs=1e-4)
+
+
+def test_every_sample_is_predicted_once(results):
+    assert [result["predicted"] for result in results] == [list(range(11))] * 2
+
+
+def test_tickets_are_the_same_in_every_process(results):
+    assert [result["tickets agree"] for result in results] == [True, True]

@@ -1,0 +1,108 @@
+"""A run to compare processes with: python training.py DEVICES FOLDER
+
+Writes result.pt: gradients of the first step and weights after training with batch normalisation in eval mode, metrics
+over an odd number of samples, and whether the processes agree. What the processes hold in common comes from rank 0.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from pytorch_lightning import Callback, LightningDataModule, Trainer, seed_everything
+from torch import nn
+
+from datamodules.base import DataModule
+from datamodules.images import Images
+from lightning_modules import Biprop, Classifier
+
+
+class Odd(DataModule):
+    """19 images to train, 7 to validate, 11 to test: on two processes some shares of the last batches are empty."""
+
+    num_classes, input_size = 10, (1, 8, 8)
+
+    def setup(self, stage=None):
+        rng = np.random.default_rng(0)
+        self.train_set, self.val_set, self.test_set = (
+            Images(rng.integers(0, 17, (n, 1, 8, 8), dtype=np.uint8), rng.integers(0, 10, n), (8.0,), (5.0,), pad, flip)
+            for n, pad, flip in ((19, 1, True), (7, 0, False), (11, 0, False))
+        )
+
+
+class FirstGradients(Callback):
+    def __init__(self):
+        self.gradients = None
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        if self.gradients is None:
+            named = pl_module.named_parameters()
+            self.gradients = {name: p.grad.clone() for name, p in named if p.grad is not None}
+
+
+class FixedBatchNorm(Classifier):
+    """Trains with batch normalisation in eval mode, where processes and the joined batch have equal gradients."""
+
+    def on_train_epoch_start(self):
+        self.network.eval()
+
+
+def trainer(devices: int, folder: str, *callbacks: Callback) -> Trainer:
+    return Trainer(
+        accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", max_epochs=2, logger=False,
+        callbacks=list(callbacks), default_root_dir=folder, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, num_sanity_val_steps=0,
+    )  # fmt: skip
+
+
+def same_everywhere(module: nn.Module) -> bool:
+    """Whether every process holds the same parameters and, but for running statistics, buffers."""
+    mine = {name: p.detach() for name, p in module.named_parameters()}
+    if torch.distributed.is_initialized():
+        everyone = [mine] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(everyone, mine)
+        return all(torch.equal(other[name], mine[name]) for other in everyone for name in mine)
+    return True
+
+
+def predicted(runner: Trainer, module: Classifier, data: LightningDataModule) -> list[int]:
+    """Which samples this process has predicted."""
+    runner.predict(module, datamodule=data)
+    return [index for batch in runner.predict_dataloaders.indices() for index in batch]
+
+
+def main(devices: int, folder: str) -> None:
+    seed_everything(5)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+    module, data, gradients = FixedBatchNorm(net, 10, (1, 8, 8)), Odd(batch_size=4), FirstGradients()
+    runner = trainer(devices, folder, gradients)
+    runner.fit(module, datamodule=data)
+    result = {"gradients": gradients.gradients, "state": module.state_dict(), "steps": runner.global_step}
+    result["val"] = {name: value.item() for name, value in runner.callback_metrics.items() if name.startswith("val/")}
+    result["train"] = {name: runner.callback_metrics[name].item() for name in ("train/loss", "train/top1")}
+    data.batch_size = 2
+    runner.test(module, datamodule=data, verbose=False)
+    result["test"] = {name: value.item() for name, value in runner.callback_metrics.items()}
+    mine = predicted(runner, module, data)
+    everyone = [mine] * devices
+    if devices > 1:
+        torch.distributed.all_gather_object(everyone, mine)
+    result["predicted"] = sorted(index for part in everyone for index in part)
+
+    torch.manual_seed(int(os.environ.get("LOCAL_RANK", 0)))  # processes that were built with other seeds
+    ticket = Biprop("conv2", 10, (1, 8, 8), {"activation": "sign", "width": 0.25}, keep_fraction=0.3)
+    runner = trainer(devices, folder)
+    runner.fit(ticket, datamodule=Odd(batch_size=4))
+    masks = nn.ParameterDict({
+        name.replace(".", "_"): nn.Parameter(layer.effective_weight().detach())
+        for name, layer in ticket.network.named_modules()
+        if hasattr(layer, "effective_weight")
+    })  # fmt: skip
+    result["tickets agree"] = same_everywhere(ticket) and same_everywhere(masks) and len(masks) == 5
+    if runner.is_global_zero:
+        torch.save(result, Path(folder) / "result.pt")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2])
