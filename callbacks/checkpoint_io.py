@@ -1,6 +1,7 @@
 """Write checkpoints so that the previous one survives anything."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 os.fsync(file.fileno())
             os.replace(partial, path)
         except (OSError, RuntimeError) as error:  # PyTorch's writer raises the latter when the disk is full
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):
+                partial.unlink()
             reason = error.__context__ if isinstance(error.__context__, OSError) else str(error).split("\n")[0]
             raise InputError(
                 f"{path} could not be written ({reason}); the checkpoint before it is untouched: make room, and resume "

@@ -89,12 +89,13 @@ class Classifier(LightningModule):
                 self.metrics[f"{stage}/{name}"] = accuracy
 
     def setup(self, stage: str) -> None:
-        """Refuse data of another class count before anything runs, and start from other weights where that is asked."""
+        """Refuse data of another class count before anything runs."""
         classes = getattr(getattr(self.trainer, "datamodule", None), "num_classes", self.num_classes)
         if classes != self.num_classes:
             raise InputError(f"the model has num_classes={self.num_classes}, the data have {classes}: drop num_classes")
-        if stage == "fit" and not self.trainer.ckpt_path:
-            self.load_initial()
+
+    def on_fit_start(self) -> None:
+        self.load_initial()
 
     def load_initial(self) -> None:
         """Take the weights of `initial_checkpoint`, once, and report what matched and what did not."""
@@ -180,6 +181,7 @@ class Classifier(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another method or network, in one line instead of a list of its tensors."""
+        self.initial_checkpoint = None  # these weights come instead
         method = checkpoint.get("method", type(self).__name__)
         if method != type(self).__name__:
             raise InputError(

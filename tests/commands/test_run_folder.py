@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from commands.resume import checkpoint_path
-from commands.run_folder import lock, run_folder, set_aside, typed_configs
+from commands.run_folder import run_folder, set_aside
 from networks import InputError
 
 

@@ -119,9 +119,9 @@ def test_batch_size_is_the_total():
     check_batch_size(30, trainer, training=False)
     with pytest.raises(InputError, match=r"data\.batch_size=30 .* 1 devices x 4 accumulated steps; .* multiple of 4"):
         check_batch_size(30, trainer, training=True)
-    with pytest.raises(InputError, match="data.num_workers=-1 must not be negative"):
+    with pytest.raises(InputError, match=r"data\.num_workers=-1 must not be negative"):
         Digits(num_workers=-1)
     digits = Digits(batch_size=2000)
     digits.setup()
-    with pytest.raises(InputError, match="data.batch_size=2000 is more than the 1257 samples to train"):
+    with pytest.raises(InputError, match=r"data\.batch_size=2000 is more than the 1257 samples to train"):
         digits.train_dataloader()

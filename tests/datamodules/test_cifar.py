@@ -139,7 +139,7 @@ def test_downloads_what_is_absent_and_says_what_to_fetch_where_it_cannot(tmp_pat
     with pytest.raises(InputError, match=r"CIFAR-10 is not in .*mine/cifar-10-batches-py and could not be downloaded"):
         cifar(tmp_path / "mine")
     monkeypatch.setattr(datasets.CIFAR10, "url", f"{served}/cifar-10-python.tar.gz")
-    with pytest.raises(InputError, match="could not be downloaded .*corrupted"):
+    with pytest.raises(InputError, match=r"could not be downloaded .*corrupted"):
         cifar(tmp_path / "mine")  # its checksum is not the published one
     digest = hashlib.md5((tmp_path / "served/cifar-10-python.tar.gz").read_bytes()).hexdigest()
     monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", digest)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from torchvision.transforms import functional as TF  # noqa: N812
+from torchvision.transforms import functional as TF
 
 from datamodules.images import Images
 from datamodules.randomness import Draw
