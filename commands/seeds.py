@@ -61,18 +61,27 @@ def _seeds(text: str) -> list[int]:
 
 
 def train_and_test(seed: int, folder: Path, given: list[str]) -> None:
-    """Bring one seed's run to its end, from wherever it is; each command is a process of its own."""
-    command = [sys.executable, "-m", "frugal"]
-    seeded = [*given, "--seed_everything", str(seed)]
+    """Bring one seed's run to its end, from wherever it is."""
+    given = [*given, "--seed_everything", str(seed)]
+    command(seed, "fit", *given, "--ckpt_path", "last")
     tested, last = folder / "test/metrics.json", folder / "checkpoints/last.ckpt"
-    for part in ([*command, "fit", *seeded, "--ckpt_path", "last"], [*command, "test", *seeded]):
-        if part[3] == "test" and tested.is_file() and tested.stat().st_mtime > last.stat().st_mtime:
-            continue
-        print(f"seed {seed}: {part[3]}", flush=True)
-        status = subprocess.run(part).returncode
-        if status:
-            print(f"seed {seed} has stopped; the same command goes on from there", file=sys.stderr)
-            sys.exit(status)
+    if not tested.is_file() or tested.stat().st_mtime < last.stat().st_mtime:
+        command(seed, "test", *given)
+
+
+def command(seed: int, *arguments: str) -> None:
+    """Run a subcommand, and end with it where it fails or is stopped."""
+    print(f"seed {seed}: {arguments[0]}", flush=True)
+    status = process(*arguments)
+    if status < 0 or status > 2:  # by a signal; what cannot work has said so
+        print(f"seed {seed} has stopped; the same command goes on from there", file=sys.stderr)
+    if status:
+        sys.exit(abs(status))
+
+
+def process(*arguments: str) -> int:
+    """Exit status of `frugal` in a process of its own."""
+    return subprocess.run([sys.executable, "-m", "frugal", *arguments]).returncode
 
 
 def summary(configs: list[str], overrides: list[str], folders: dict[int, Path]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """`frugal fit`, `validate`, `test` and `predict`: LightningCLI with the house's defaults."""
 
 import logging
+import os
 import secrets
 import warnings
 from contextlib import ExitStack
@@ -128,6 +129,10 @@ class FrugalCLI(LightningCLI):
             self._choose_folders(config)
             self.ckpt_path = self._find_checkpoint(config.ckpt_path)
             self.checkpoint = resume.read(self.ckpt_path) if self.ckpt_path else {}
+            path = self.ckpt_path
+            self.resuming = path is not None and path.resolve().is_relative_to(self.folder.resolve())
+            if self.subcommand == "fit" and self.resuming:
+                resume.check_same_run(self.folder / "config.yaml", self.resolved)
             self._choose_loggers(config)
             callbacks = self.trainer_defaults["callbacks"]
             callbacks.append(LastCheckpoint(config.checkpoint.dirpath))
@@ -173,7 +178,7 @@ class FrugalCLI(LightningCLI):
         wandb_id = None
         for logger in filter(None, loggers):
             if logger.init_args.get("save_dir") in (None, "."):
-                logger.init_args.save_dir = log_folder
+                logger.init_args.save_dir = os.path.abspath(log_folder)  # W&B's own process may stand elsewhere
             if logger.init_args.get("name", "") is None:
                 logger.init_args.name = str(self.folder)
             if logger.class_path.endswith("WandbLogger"):
@@ -212,26 +217,24 @@ class FrugalCLI(LightningCLI):
             self.model.load_initial()
         if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        resuming = self.ckpt_path is not None and self.ckpt_path.resolve().is_relative_to(self.folder.resolve())
-        if resuming:
-            resume.check_same_run(self.folder / "config.yaml", self.resolved)
+        if self.resuming:
             done, wanted = resume.epochs_done(self.checkpoint), self.trainer.max_epochs
             if wanted == done:
                 rank_zero_info(f"{self.folder} has its {done} epochs already: nothing to do")
                 raise SystemExit
             if wanted is not None and 0 <= wanted < done:
                 raise InputError(f"{self.folder} has {done} epochs, more than --trainer.max_epochs {wanted}")
-        self._make_room(resuming)
+        self._make_room()
 
     @rank_zero_only
-    def _make_room(self, resuming: bool) -> None:
+    def _make_room(self) -> None:
         """Keep an earlier run; of the run that is resumed, its metrics and records. A user's folder is not renamed."""
         self.held.enter_context(run_folder.lock(self.folder, beside=self.folder_is_ours))
         if not (self.folder / "run.json").exists():
             return
-        if not resuming and not self.folder_is_ours:
+        if not self.resuming and not self.folder_is_ours:
             raise InputError(f"{self.folder} holds a run: --ckpt_path last resumes it, or give another folder")
-        earlier = ("metrics.csv", "config.yaml", "run.json") if resuming else ("",)
+        earlier = ("metrics.csv", "config.yaml", "run.json") if self.resuming else ("",)
         for kept in [run_folder.set_aside(self.folder / name) for name in earlier]:
             if kept:
                 rank_zero_info(f"kept what an earlier run had written: {kept}")

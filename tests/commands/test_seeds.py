@@ -1,0 +1,104 @@
+"""Several seeds of one config, and what is written about them."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+import frugal
+from commands import seeds
+
+CONFIG = """\
+model:
+  class_path: lightning_modules.Biprop
+  init_args: {network: conv2, network_args: {width: 0.25}}
+trainer: {max_epochs: 2, log_every_n_steps: 10, enable_progress_bar: false}
+"""
+
+
+def test_mean_and_standard_error():
+    assert seeds.spread([1.0, 2.0, 6.0]) == {
+        "mean": 3.0,
+        "standard_error": pytest.approx(math.sqrt(((1 - 3) ** 2 + (2 - 3) ** 2 + (6 - 3) ** 2) / 2) / math.sqrt(3)),
+        "values": [1.0, 2.0, 6.0],
+    }
+    assert seeds.spread([0.5])["standard_error"] is None
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """Commands run in this process here, to be quick."""
+    monkeypatch.chdir(tmp_path)
+    Path("configs/method").mkdir(parents=True)
+    Path("configs/method/small.yaml").write_text(CONFIG)
+    calls = []
+
+    def process(*arguments):
+        calls.append(arguments)
+        try:
+            frugal.main(list(arguments))
+        except SystemExit as stop:
+            return stop.code or 0
+        return 0
+
+    monkeypatch.setattr(seeds, "process", process)
+    return calls
+
+
+def test_trains_tests_and_writes_what_was_measured(here, capsys):
+    frugal.main(["seeds", "-c", "configs/method/small.yaml", "--seeds", "3,5", "--trainer.max_epochs", "1"])
+    assert [call[0] for call in here] == ["fit", "test"] * 2
+    result = json.loads(Path("results/method/small.json").read_text())
+    assert result["config"] == "configs/method/small.yaml"
+    assert result["overrides"] == ["--trainer.max_epochs", "1"]
+    assert result["seeds"] == [run["seed"] for run in result["runs"]] == [3, 5]
+    for name, values in result["metrics"].items():
+        assert values == seeds.spread([run["metrics"][name] for run in result["runs"]])
+    for seed, run in zip([3, 5], result["runs"], strict=True):
+        tested = json.loads(Path(f"runs/method/small/seed{seed}/test/metrics.json").read_text())
+        assert run["metrics"] == pytest.approx({**tested, "best val/top1": run["curve"][0]["val/top1"]}, abs=1e-6)
+        assert run["epochs"] == len(run["curve"]) == 1
+        assert 0 < run["hours"] < 0.1
+        assert {"commit", "versions", "hardware", "uncommitted_changes"} <= run.keys()
+    assert result["metrics"]["test/top1"]["values"][0] != result["metrics"]["test/top1"]["values"][1]
+    shown = capsys.readouterr().out
+    assert "standard error" in shown
+    assert f"{result['metrics']['test/top1']['mean']:.4f}" in shown
+
+
+def test_the_same_command_goes_on_where_it_was(here):
+    command = ["seeds", "-c", "configs/method/small.yaml", "--seeds", "0,1"]
+    frugal.main(["fit", "-c", "configs/method/small.yaml", "--trainer.max_epochs", "1"])
+    frugal.main(command)
+    first = Path("results/method/small.json").read_text()
+    assert [row["epoch"] for row in json.loads(first)["runs"][0]["curve"]] == [0, 1]
+    written = {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*.ckpt")}
+    here.clear()
+    frugal.main(command)
+    assert Path("results/method/small.json").read_text() == first
+    assert [call[0] for call in here] == ["fit", "fit"]  # nothing is tested again
+    assert {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*.ckpt")} == written
+
+
+def test_refusals_and_interruptions(here, capsys, monkeypatch):
+    for arguments, message in [
+        (["--seeds", "1,1"], "1,1 names a seed twice"),
+        (["--seeds", "one"], "invalid _seeds value: 'one'"),
+        (["--seed_everything", "3"], "--seed_everything is chosen for each seed: leave it out"),
+        (["--ckpt_path=last"], "--ckpt_path is chosen for each seed: leave it out"),
+    ]:
+        with pytest.raises(SystemExit) as stop:
+            frugal.main(["seeds", "-c", "configs/method/small.yaml", *arguments])
+        assert stop.value.code == 2
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        frugal.main(["seeds", "-c", "configs/method/small.yaml", "--model.keep_fraction", "2"])
+    assert stop.value.code == 1
+    assert "the same command goes on from there" not in capsys.readouterr().err
+    monkeypatch.setattr(seeds, "process", lambda *arguments: 143)
+    with pytest.raises(SystemExit) as stop:
+        frugal.main(["seeds", "-c", "configs/method/small.yaml"])
+    assert stop.value.code == 143
+    assert "seed 0 has stopped; the same command goes on from there" in capsys.readouterr().err
+    assert not Path("results").exists()
