@@ -1,18 +1,17 @@
 """The command line's parser: a mistake gets one line, with the nearest name that exists."""
 
 import difflib
+import functools
 import inspect
 import re
 import sys
-from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-import yaml
+from jsonargparse import _typehints
 from pytorch_lightning.cli import LightningArgumentParser
 
 import datamodules  # both imported for their classes to be known by name: --model Biprop
 import lightning_modules
-from commands.run_folder import typed_configs
 
 
 class Parser(LightningArgumentParser):
@@ -52,27 +51,24 @@ def _known_names(parser: LightningArgumentParser) -> set[str]:
     return names
 
 
-def with_default_data(arguments: list[str], at: int) -> list[str]:
-    """Put `--data Digits` into a command line that does not say which data.
+def _unrelated(before: str, now: str) -> bool:
+    classes = [_typehints.import_object(path) for path in (before, now)]
+    return not any(issubclass(one, other) for one, other in (classes, reversed(classes)))
 
-    A default in the parser would not do: when the class changes, its arguments' defaults would stay, and CIFAR would be
-    trained with the batch size of Digits.
+
+def _discard_arguments(parser_or_action: Any, before: Any, now: Any, original: Any) -> None:
+    """Where the class changes, keep its arguments only if one class derives from the other.
+
+    jsonargparse keeps all that the new class accepts, defaults too: Adam would get the rate and weight decay of SGD,
+    CIFAR the batch size of Digits.
     """
-    said = any(part == "--data" or part.startswith(("--data=", "--data.class_path")) for part in arguments)
-    if said or any(_says_data(Path(config)) for config in typed_configs(arguments)):
-        return arguments
-    return [*arguments[:at], "--data", "datamodules.Digits", *arguments[at:]]
+    arguments = before.get("init_args") if before else None
+    if arguments and _unrelated(before["class_path"], now["class_path"]):
+        for name in list(vars(arguments)):
+            arguments.pop(name)
+    original(parser_or_action, before, now)
 
 
-def _says_data(config: Path) -> bool:
-    """Whether a config, or one that it includes, names a DataModule; what cannot be read is left to the parser."""
-    try:
-        content = yaml.safe_load(config.read_text())
-    except (OSError, yaml.YAMLError):
-        return False
-    if not isinstance(content, dict):
-        return False
-    data, included = content.get("data"), content.get("config", [])
-    named = isinstance(data, str) or (isinstance(data, dict) and "class_path" in data) or "data.class_path" in content
-    paths = included if isinstance(included, list) else [included]
-    return named or any(_says_data(config.parent / path) for path in paths)
+_typehints.discard_init_args_on_class_path_change = functools.partial(
+    _discard_arguments, original=_typehints.discard_init_args_on_class_path_change
+)

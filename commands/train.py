@@ -30,7 +30,7 @@ from callbacks import (
 from callbacks.record import RunRecord
 from commands import resume, run_folder
 from commands.hardware import check_gpus
-from commands.parser import Parser, with_default_data
+from commands.parser import Parser
 from datamodules.base import DataModule, check_batch_size
 from lightning_modules import Classifier
 from networks import InputError
@@ -83,7 +83,7 @@ class FrugalCLI(LightningCLI):
                 name: {"usage": USAGE.format(name), "description": text + MORE} for name, text in HELP.items()
             },
             auto_configure_optimizers=False,
-            args=with_default_data(arguments, at=1 if run else 0),
+            args=arguments,
             run=run,
         )
 
@@ -100,6 +100,7 @@ class FrugalCLI(LightningCLI):
                 "checkpoint.monitor": "val/top1",
                 "checkpoint.mode": "max",
                 "checkpoint.enable_version_counter": False,
+                "data": {"class_path": "datamodules.Digits"},
             }
         )
         for name in FROM_DATA:

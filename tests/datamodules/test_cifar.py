@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import json
 import os
 import pickle
 import tarfile
@@ -14,6 +15,7 @@ import pytest
 import torch
 from torchvision import datasets
 
+import frugal
 from datamodules import CIFAR
 from networks import InputError
 
@@ -159,6 +161,18 @@ def test_the_folder_is_given_or_the_environments_or_data(monkeypatch):
     monkeypatch.setenv("FRUGAL_DATA", "/elsewhere")
     assert CIFAR().root == Path("/elsewhere")
     assert CIFAR("~/here").root == Path.home() / "here"
+
+
+def test_a_recipe_from_end_to_end(tmp_path, monkeypatch):
+    write_cifar(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    config = str(Path(__file__).parent.parent.parent / "configs/biprop/cifar10/conv4_mpt1_1.yaml")
+    options = "--data.root data --data.check_integrity false --model.network_args.width 0.1 --trainer.max_epochs 1"
+    options += " --trainer.default_root_dir run --trainer.log_every_n_steps 1"
+    for command in ("fit", "test"):
+        frugal.main([command, "-c", config, *options.split()])
+    tested = json.loads(Path("run/test/metrics.json").read_text())
+    assert tested["test/top1"] * 40 == pytest.approx(round(tested["test/top1"] * 40), abs=1e-4)
 
 
 @pytest.mark.skipif(not SAMPLE.is_dir(), reason="no CIFAR-10 in FRUGAL_DATA")

@@ -1,0 +1,62 @@
+"""Arguments of one class never reach another by accident."""
+
+import pytest
+import torch
+from torch import nn
+
+from commands.train import FrugalCLI
+from datamodules import CIFAR, Digits
+from lightning_modules import Biprop, Classifier
+
+MODEL = ["--model", "Biprop", "--model.network", "conv2"]
+
+
+def build(*arguments):
+    cli = FrugalCLI([*MODEL, *arguments], run=False)
+    optimizer = cli.model.optimizer([nn.Parameter(torch.zeros(1))])
+    return cli, optimizer, optimizer.param_groups[0]
+
+
+def test_the_defaults_are_the_recipes():
+    cli, optimizer, settings = build()
+    assert type(cli.model) is Biprop
+    assert type(cli.datamodule) is Digits
+    assert cli.datamodule.batch_size == 32
+    assert type(optimizer) is torch.optim.SGD
+    assert (settings["lr"], settings["momentum"], settings["weight_decay"]) == (0.1, 0.9, 1e-4)
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "RMSprop"])
+def test_another_optimizer_has_its_own_defaults(name):
+    _, optimizer, settings = build("--model.optimizer", f"torch.optim.{name}")
+    expected = getattr(torch.optim, name)([nn.Parameter(torch.zeros(1))]).param_groups[0]
+    assert type(optimizer) is getattr(torch.optim, name)
+    assert {k: v for k, v in settings.items() if k != "params"} == {k: v for k, v in expected.items() if k != "params"}
+
+
+def test_single_arguments_of_the_default_can_be_given():
+    assert build("--model.optimizer.lr", "0.05")[2]["lr"] == 0.05
+    assert build("--model.optimizer.lr", "0.05")[2]["momentum"] == 0.9
+    assert build("--data.batch_size", "64")[0].datamodule.batch_size == 64
+    assert build("--data.batch_size", "64", "--data", "Digits")[0].datamodule.batch_size == 64
+
+
+def test_other_data_have_their_own_defaults():
+    assert build("--data", "CIFAR")[0].datamodule.batch_size == 128
+    assert type(build("--data", "CIFAR")[0].datamodule) is CIFAR
+    assert build("--data", "CIFAR", "--data.batch_size", "64")[0].datamodule.batch_size == 64
+
+
+def test_a_config_laid_over_another(tmp_path):
+    (tmp_path / "one.yaml").write_text("model.init_args.optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.3}}")
+    (tmp_path / "two.yaml").write_text("model: {init_args: {optimizer: {class_path: torch.optim.Adam}}}")
+    _, optimizer, settings = build("-c", str(tmp_path / "one.yaml"), "-c", str(tmp_path / "two.yaml"))
+    assert type(optimizer) is torch.optim.Adam
+    assert (settings["lr"], settings["weight_decay"]) == (1e-3, 0)
+
+
+def test_a_subclass_keeps_what_its_parent_was_given():
+    cli, _, settings = build("--model.optimizer.lr", "0.05", "--model", "Classifier")
+    assert type(cli.model) is Classifier
+    assert cli.model.hparams["network"] == "conv2"
+    assert settings["lr"] == 0.05
