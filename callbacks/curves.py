@@ -28,7 +28,7 @@ class TrainingCurves(Callback):
         return {"history": self.history, "hours": self.hours}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.history, self._hours = state_dict["history"], state_dict["hours"]
+        self.history, self._hours = state_dict["history"], state_dict.get("hours", 0.0)
 
     @property
     def hours(self) -> float:

@@ -51,8 +51,11 @@ class RunRecord(SaveConfigCallback):
         (folder / "config.yaml").write_text(yaml.safe_dump(self.resolved, sort_keys=False))
         (folder / "run.json").write_text(json.dumps(record, indent=2) + "\n")
         for logger in trainer.loggers:
-            logger.log_hyperparams({"config": self.resolved, "run": record})
-            if isinstance(logger, WandbLogger):
+            logged = {"config": self.resolved, "run": record}
+            logger.log_hyperparams(
+                logged if stage == "fit" else {stage: logged}
+            )  # a test goes on in the run of its fit
+            if stage == "fit" and isinstance(logger, WandbLogger):
                 _log_code(logger)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -72,7 +75,8 @@ def _write_metrics(trainer: Trainer) -> None:
 
 def _log_code(logger: WandbLogger) -> None:
     """Keep our sources with the W&B run; W&B adds the commit and the changes since."""
-    names = (_git("ls-files", "*.py", "*.yaml", "*.toml") or "").splitlines()
+    tracked = (_git("ls-files", "*.py", "*.yaml", "*.toml") or "").splitlines()
+    names = [name for name in tracked if (ROOT / name).is_file()]
     with tempfile.TemporaryDirectory() as folder:  # W&B would walk through the environment, the data and the runs
         for name in names:
             (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)

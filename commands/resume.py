@@ -15,7 +15,7 @@ FREE = ("num_workers", "root", "check_integrity", "initial_checkpoint")
 
 
 def checkpoint_path(folder: Path, given: str | None) -> Path | None:
-    """The checkpoint file meant by --ckpt_path: `last` and `best` are those of the run folder.
+    """The checkpoint file meant by --ckpt_path: `last` and `best` are those in the run's folder of checkpoints.
 
     Raises:
         InputError: there is no such file.
@@ -26,7 +26,7 @@ def checkpoint_path(folder: Path, given: str | None) -> Path | None:
         if not Path(given).is_file():
             raise InputError(f"no checkpoint at {given}; --ckpt_path takes a file, last or best")
         return Path(given)
-    path = folder / "checkpoints" / f"{given}.ckpt"
+    path = folder / f"{given}.ckpt"
     if not path.is_file():
         raise InputError(f"no checkpoint at {path}: run `frugal fit` with this config first, or give --ckpt_path FILE")
     return path
@@ -40,7 +40,9 @@ def read(path: Path) -> dict[str, Any]:
     """
     try:
         checkpoint = torch.load(path, map_location="meta", weights_only=True, mmap=True)
-        return {"state_dict": checkpoint["state_dict"], **checkpoint}
+        if "state_dict" not in checkpoint:
+            raise KeyError("state_dict")
+        return checkpoint
     except Exception as error:
         reason = str(error).split("\n")[0]
         raise InputError(
@@ -57,7 +59,13 @@ def check(path: Path, checkpoint: dict[str, Any], model: LightningModule) -> Non
 
 
 def epochs_done(checkpoint: dict[str, Any]) -> int:
-    """Whole epochs behind a checkpoint."""
+    """Whole epochs behind a checkpoint.
+
+    Raises:
+        InputError: it has weights alone, from which no run goes on.
+    """
+    if "loops" not in checkpoint:
+        raise InputError("the checkpoint has weights alone: start from them with --model.initial_checkpoint FILE")
     return checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
 
 

@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--results", type=Path, default=Path("results"), metavar="FOLDER", help="the default is results"
     )
     options, overrides = parser.parse_known_args(arguments)
-    for name in ("--ckpt_path", "--seed_everything", "--trainer.default_root_dir"):
+    for name in ("--ckpt_path", "--seed_everything", "--trainer.default_root_dir", "--checkpoint.dirpath"):
         if any(option.split("=")[0] == name for option in overrides):
             parser.error(f"{name} is chosen for each seed: leave it out")
     given = [part for config in options.config for part in ("-c", config)] + overrides

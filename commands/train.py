@@ -128,7 +128,7 @@ class FrugalCLI(LightningCLI):
             self.resolved = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_none=False))
             self.resolved.pop("ckpt_path")  # belongs to the command
             self._choose_folders(config)
-            self.ckpt_path = self._find_checkpoint(config.ckpt_path)
+            self.ckpt_path = self._find_checkpoint(Path(config.checkpoint.dirpath), config.ckpt_path)
             self.checkpoint = resume.read(self.ckpt_path) if self.ckpt_path else {}
             path = self.ckpt_path
             self.resuming = path is not None and path.resolve().is_relative_to(self.folder.resolve())
@@ -160,12 +160,12 @@ class FrugalCLI(LightningCLI):
         log_folder = self.folder if self.subcommand == "fit" else self.folder / str(self.subcommand)
         config.trainer.default_root_dir = str(log_folder)
 
-    def _find_checkpoint(self, given: str | None) -> Path | None:
+    def _find_checkpoint(self, folder: Path, given: str | None) -> Path | None:
         """`fit --ckpt_path last` begins where there is nothing to resume, as Lightning's does."""
-        if self.subcommand == "fit" and given == "last" and not (self.folder / "checkpoints/last.ckpt").is_file():
-            rank_zero_info(f"no checkpoint in {self.folder} yet: training starts at the beginning")
+        if self.subcommand == "fit" and given == "last" and not (folder / "last.ckpt").is_file():
+            rank_zero_info(f"no checkpoint in {folder} yet: training starts at the beginning")
             return None
-        return resume.checkpoint_path(self.folder, given)
+        return resume.checkpoint_path(folder, given)
 
     def _choose_loggers(self, config: Namespace) -> None:
         """Loggers write to the run folder, and W&B goes on with the run's own id."""
@@ -207,8 +207,8 @@ class FrugalCLI(LightningCLI):
             resume.check(self.ckpt_path, self.checkpoint, self.model)
         if isinstance(self.datamodule, DataModule):
             check_batch_size(self.datamodule.batch_size, self.trainer, subcommand == "fit")
-        if self.trainer.is_global_zero:
-            self.datamodule.prepare_data()
+            if self.trainer.is_global_zero:
+                self.datamodule.prepare_data()
         if subcommand == "fit":
             self._prepare_fit()
         return {**kwargs, "ckpt_path": self.ckpt_path, "weights_only": True}
@@ -216,10 +216,10 @@ class FrugalCLI(LightningCLI):
     def _prepare_fit(self) -> None:
         if not self.ckpt_path and isinstance(self.model, Classifier):
             self.model.load_initial()
+        done, wanted = resume.epochs_done(self.checkpoint) if self.ckpt_path else 0, self.trainer.max_epochs
         if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         if self.resuming:
-            done, wanted = resume.epochs_done(self.checkpoint), self.trainer.max_epochs
             if wanted == done:
                 rank_zero_info(f"{self.folder} has its {done} epochs already: nothing to do")
                 raise SystemExit

@@ -64,6 +64,7 @@ class DataModule(LightningDataModule):
             check_batch_size(self.batch_size, self.trainer, training)
             if training:
                 process["steps"] = self.trainer.accumulate_grad_batches
+                process["repeat"] = self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
         if self.seed is None:
             self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         return Batches(dataset, Order(len(dataset), self.batch_size, training, self.seed, **process), self.num_workers)

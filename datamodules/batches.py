@@ -36,19 +36,28 @@ class Order(Sampler[Draw]):
         seed: of the run.
         rank, world_size: of the process.
         steps: accumulated steps.
+        repeat: every epoch is as the first, for Lightning's `overfit_batches`.
     """
 
     def __init__(
-        self, size: int, batch_size: int, training: bool, seed: int, rank: int = 0, world_size: int = 1, steps: int = 1
+        self,
+        size: int,
+        batch_size: int,
+        training: bool,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        steps: int = 1,
+        repeat: bool = False,
     ) -> None:
         self.size, self.batch_size, self.training, self.seed = size, batch_size, training, seed
-        self.rank, self.world_size, self.steps = rank, world_size, steps
+        self.rank, self.world_size, self.steps, self.repeat = rank, world_size, steps, repeat
         self.epoch = 0
         self.start = 0  # where the next iteration begins, in batches of this process
 
     def set_epoch(self, epoch: int) -> None:
         """Lightning calls this before every epoch."""
-        self.epoch = epoch
+        self.epoch = 0 if self.repeat else epoch
 
     def __len__(self) -> int:
         batches = self.size // self.batch_size if self.training else -(-self.size // self.batch_size)
@@ -77,7 +86,7 @@ class Batches:
     batch_sampler = None  # Lightning looks for one
 
     def __init__(self, dataset: BatchDataset, order: Order, num_workers: int = 0) -> None:
-        self.dataset, self.sampler = dataset, order
+        self.sampler = order  # under the name by which Lightning sets the epoch
         self._resumed: dict[str, int] | None = None
         self._position = 0
         self._loader: DataLoader[Any] = DataLoader(

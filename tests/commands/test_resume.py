@@ -59,9 +59,8 @@ def here(trained, tmp_path, monkeypatch):
 
 def test_checkpoints_by_name_are_those_of_the_run(tmp_path):
     assert checkpoint_path(tmp_path, None) is None
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints/best.ckpt").touch()
-    assert checkpoint_path(tmp_path, "best") == tmp_path / "checkpoints/best.ckpt"
+    (tmp_path / "best.ckpt").touch()
+    assert checkpoint_path(tmp_path, "best") == tmp_path / "best.ckpt"
     with pytest.raises(InputError, match="run `frugal fit` with this config first"):
         checkpoint_path(tmp_path, "last")
 

@@ -1,10 +1,6 @@
 from pathlib import Path
 
-import pytest
-
-from commands.resume import checkpoint_path
-from commands.run_folder import run_folder, set_aside
-from networks import InputError
+from commands.run_folder import run_folder, set_aside, typed_configs
 
 
 def test_folder_follows_the_first_config_and_the_seed(tmp_path, monkeypatch):
@@ -36,10 +32,17 @@ def test_setting_aside_never_overwrites(tmp_path):
     assert (tmp_path / "seed0.1/file").read_text() == "1"
 
 
-def test_checkpoints_by_name_are_those_of_the_run(tmp_path):
-    assert checkpoint_path(tmp_path, None) is None
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints/best.ckpt").touch()
-    assert checkpoint_path(tmp_path, "best") == tmp_path / "checkpoints/best.ckpt"
-    with pytest.raises(InputError, match="run `frugal fit` with this config first"):
-        checkpoint_path(tmp_path, "last")
+def test_typed_configs_are_those_of_the_command_line():
+    arguments = [
+        "fit",
+        "-c",
+        "a.yaml",
+        "--model.keep_fraction",
+        "0.2",
+        "--config=b.yaml",
+        "--config",
+        "c.yaml",
+        "-cd.yaml",
+    ]
+    assert typed_configs(arguments) == ["a.yaml", "b.yaml", "c.yaml", "d.yaml"]
+    assert typed_configs(["fit", "--checkpoint.monitor", "val/loss"]) == []

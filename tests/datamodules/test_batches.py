@@ -12,6 +12,7 @@ from datamodules.base import check_batch_size
 from datamodules.batches import Batches, Order
 from datamodules.images import Images
 from datamodules.randomness import permutation
+from lightning_modules import Classifier
 from networks import InputError
 
 PARTS = st.integers(1, 5)
@@ -42,10 +43,10 @@ def test_evaluation_takes_each_sample_once_and_as_many_batches_in_every_process(
     assert all(max(batch) - min(batch) <= 1 for batch in sizes)
 
 
-def augmented(num_workers=0, start=None):
+def augmented(num_workers=0, batch_size=8, **arguments):
     images = np.random.default_rng(0).integers(0, 256, (50, 3, 6, 5), dtype=np.uint8)
     dataset = Images(images, np.arange(50), (100.0,) * 3, (50.0,) * 3, crop_padding=2, flip=True)
-    return Batches(dataset, Order(50, 8, True, seed=7), num_workers)
+    return Batches(dataset, Order(50, batch_size, True, seed=7, **arguments), num_workers)
 
 
 def flat(batches):
@@ -98,11 +99,37 @@ def test_the_middle_of_an_epoch_needs_the_same_batches():
     loader = augmented()
     next(iter(loader))
     state = loader.state_dict()
-    other = Batches(loader.dataset, Order(50, 5, True, seed=7))
+    other = augmented(batch_size=5)
     with pytest.raises(InputError, match=r"middle of an epoch with batch_size 8, batches 6 \(here 5, 10\): resume it"):
         other.load_state_dict(state)
     flat(loader)
     other.load_state_dict(loader.state_dict())  # at its end anything goes
+
+
+def test_overfitting_repeats_the_first_epoch():
+    loader = augmented(repeat=True)
+    first = flat(augmented())
+    for epoch in range(3):
+        loader.sampler.set_epoch(epoch)
+        assert same(flat(loader), first)
+
+
+def test_lightning_overfits_on_the_same_batches(tmp_path):
+    seen = []
+
+    class Recorded(Classifier):
+        def training_step(self, batch, batch_idx):
+            seen.append(batch[0])
+            return super().training_step(batch, batch_idx)
+
+    trainer = Trainer(
+        default_root_dir=tmp_path, overfit_batches=2, max_epochs=3, logger=False, enable_progress_bar=False,
+        enable_checkpointing=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(Recorded("conv2", 10, (1, 8, 8), {"width": 0.1}), datamodule=Digits())
+    assert len(seen) == 6
+    assert same(seen[:2], seen[2:4])
+    assert same(seen[:2], seen[4:])
 
 
 def test_global_generators_are_left_alone():
