@@ -24,7 +24,7 @@ class ExactResume(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         progress: Any = trainer.fit_loop.epoch_progress.current
         in_epoch = progress.processed < progress.ready  # at its end the metrics are logged and begin anew
-        metrics = _metrics(pl_module) if in_epoch else {}
+        metrics = _metrics(trainer, pl_module) if in_epoch else {}
         state: dict[str, Any] = {"random": _random_states(), "in_epoch": in_epoch, "metrics": metrics}
         states = [state] * trainer.world_size
         if trainer.world_size > 1:
@@ -49,18 +49,22 @@ class ExactResume(Callback):
         state, self._state = self._state, None
         if state and state["in_epoch"]:  # whose loaders had drawn before
             _set_random_states(state["random"])
-            metrics = dict(pl_module.named_modules())
             for name, values in state["metrics"].items():
+                metric = pl_module.get_submodule(name)
                 for attribute, value in values.items():
-                    setattr(metrics[name], attribute, value.to(pl_module.device))
+                    setattr(metric, attribute, value.to(pl_module.device))
 
 
-def _metrics(module: LightningModule) -> dict[str, dict[str, Any]]:
-    """State tensors of the running metrics, which are not in a module's state_dict."""
+def _metrics(trainer: Trainer, module: LightningModule) -> dict[str, dict[str, Any]]:
+    """State tensors of the metrics that training has logged, which are not in a module's state_dict.
+
+    Those of validation may be full here, though it is over: Lightning resets them after checkpoints are saved.
+    """
+    running = {id(item.value) for item in trainer.fit_loop.epoch_loop._results.values()}
     return {
         name: {key: value.cpu().clone() for key, value in metric.metric_state.items() if isinstance(value, Tensor)}
         for name, metric in module.named_modules()
-        if isinstance(metric, Metric)
+        if isinstance(metric, Metric) and id(metric) in running
     }
 
 

@@ -48,7 +48,10 @@ class FiniteLoss(Callback):
         bad = diverged is not None and bool(diverged)
         if not trainer.strategy.reduce_boolean_decision(bad, all=False):
             return
-        paths = [Path(getattr(callback, "best_model_path", "")) for callback in trainer.checkpoint_callbacks]
+        if not trainer.is_global_zero:  # one process tells
+            raise SystemExit(1)
+        saved_by = [getattr(callback, "best_model_path", "") for callback in trainer.checkpoint_callbacks]
+        paths = [Path(path) for path in (*saved_by, trainer.ckpt_path or "")]
         saved = max((path for path in paths if path.is_file()), key=lambda path: path.stat().st_mtime, default=None)
         good = f"the last good checkpoint is {saved}" if saved else "no checkpoint had been saved"
         raise InputError(

@@ -26,9 +26,23 @@ class LastCheckpoint(ModelCheckpoint):
         super().__init__(dirpath, "last", save_on_train_epoch_end=True, enable_version_counter=False)
         self._signal: int | None = None
 
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Let the best checkpoint of a run folder that was moved stay the best: Lightning forgets it with the path."""
+        here = Path(str(self.dirpath))
+        if trainer.ckpt_path is None or Path(trainer.ckpt_path).resolve().parent != here.resolve():
+            return
+        for state in checkpoint["callbacks"].values():
+            if state.get("dirpath") not in (None, str(here)):
+                state["dirpath"] = str(here)
+                state["best_k_models"] = {str(here / Path(p).name): s for p, s in state["best_k_models"].items()}
+                for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
+                    state[name] = state[name] and str(here / Path(state[name]).name)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over from Lightning, which stops without saving and asks the device in every distributed step."""
         super().on_train_start(trainer, pl_module)
+        if trainer.received_sigterm:  # before training began
+            self._signal, trainer._signal_connector.received_sigterm = signal.SIGTERM, False
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
         for number in (signal.SIGTERM, signal.SIGINT):
             trainer._signal_connector._register_signal(number, self._remember)
@@ -45,18 +59,28 @@ class LastCheckpoint(ModelCheckpoint):
     ) -> None:
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         accumulating = (batch_idx + 1) % trainer.accumulate_grad_batches
+        if accumulating or trainer.is_last_batch:
+            return
         every = trainer.val_check_batch  # validation would be left out if the run went on from a checkpoint before it
-        validates = trainer.is_last_batch or (every and (batch_idx + 1) % every == 0)
+        validates = every and (batch_idx + 1) % every == 0
         agrees = trainer.world_size == 1 or trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
-        if agrees and not accumulating and not validates and self._asked(trainer):
+        asked = agrees and not validates and self._asked(trainer)
+        if asked or trainer.should_stop or trainer.global_step == trainer.max_steps:
             path = Path(str(self.dirpath)) / "last.ckpt"
-            trainer.save_checkpoint(path)
-            self._stop(trainer, f"saved in the middle of epoch {trainer.current_epoch}: {path}")
+            trainer.save_checkpoint(path, weights_only=False)
+            if asked:
+                self._stop(trainer, f"saved in the middle of epoch {trainer.current_epoch}: {path}")
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save, unless the run ends inside the epoch: it could not go on from here."""
+        if trainer.is_last_batch:
+            super().on_train_epoch_end(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_epoch_start(trainer, pl_module)
         if self._asked(trainer):
-            self._stop(trainer, f"stopped after epoch {trainer.current_epoch - 1}, which is saved")
+            epoch = trainer.current_epoch
+            self._stop(trainer, f"stopped after epoch {epoch - 1}, which is saved" if epoch else "stopped at the start")
 
     def _asked(self, trainer: Trainer) -> bool:
         return trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)

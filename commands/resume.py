@@ -90,7 +90,7 @@ def check_same_run(saved: Path, config: dict[str, Any]) -> None:
     if changed:
         raise InputError(
             f"the run began with {'; '.join(changed)}. It goes on as it began or not at all: `frugal fit` without "
-            "--ckpt_path sets it aside and begins anew, from its weights with --model.initial_checkpoint FILE"
+            "--ckpt_path sets it aside and begins anew, from a copy of its weights with --model.initial_checkpoint FILE"
         )
 
 

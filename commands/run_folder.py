@@ -3,6 +3,7 @@
 import argparse
 import fcntl
 import os
+import shutil
 from pathlib import Path
 from typing import IO
 
@@ -46,17 +47,17 @@ def _seed(seed: int | bool) -> str:
     return "unseeded" if seed is False else f"seed{seed}"
 
 
-def lock(folder: Path, beside: bool) -> IO[str]:
+def lock(folder: Path) -> IO[str]:
     """Claim a run folder for as long as the file that is returned stays open, or until the process dies.
-
-    Args:
-        beside: keep the lock beside the folder, which may be renamed, instead of in it.
 
     Raises:
         InputError: another process trains there.
     """
-    path = folder.parent / f".{folder.name}.lock" if beside else folder / ".lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = folder.absolute()
+    path = folder.with_name(f".{folder.name}.lock")  # beside it, for the folder may be renamed
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder.parent, os.W_OK):
+        path = folder / ".lock"
     file = open(path, "w")  # noqa: SIM115
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # flock would outlive a killed process in its workers
@@ -78,3 +79,9 @@ def set_aside(path: Path) -> Path | None:
         number += 1
     path.rename(kept)
     return kept
+
+
+def copy_aside(path: Path) -> Path | None:
+    """Copy a file to <path>.1, .2, ..., so that it can be written anew, and is there if that never happens."""
+    kept = set_aside(path)
+    return Path(shutil.copy(kept, path)) and kept if kept else None

@@ -3,13 +3,16 @@
 import argparse
 import json
 import math
+import signal
 import statistics
 import subprocess
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
+import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -46,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     for seed, folder in folders.items():
         train_and_test(seed, folder, given)
     result = summary(options.config, overrides, folders)
-    path = (options.results / config_path(options.config)).with_suffix(".json")
+    path = options.results / f"{config_path(options.config)}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
     Console().print(table(result))
@@ -64,9 +67,13 @@ def train_and_test(seed: int, folder: Path, given: list[str]) -> None:
     """Bring one seed's run to its end, from wherever it is."""
     given = [*given, "--seed_everything", str(seed)]
     command(seed, "fit", *given, "--ckpt_path", "last")
-    tested, last = folder / "test/metrics.json", folder / "checkpoints/last.ckpt"
-    if not tested.is_file() or tested.stat().st_mtime < last.stat().st_mtime:
-        command(seed, "test", *given)
+    lengths = {yaml.safe_load(path.read_text())["trainer"]["max_epochs"] for path in folder.glob("config.yaml*")}
+    if len(lengths) > 1:
+        raise InputError(
+            f"{folder} was trained with different trainer.max_epochs, {sorted(lengths)}: no single recipe gives its "
+            "result; rename the folder, and the same command trains anew"
+        )
+    command(seed, "test", *given)
 
 
 def command(seed: int, *arguments: str) -> None:
@@ -80,8 +87,20 @@ def command(seed: int, *arguments: str) -> None:
 
 
 def process(*arguments: str) -> int:
-    """Exit status of `frugal` in a process of its own."""
-    return subprocess.run([sys.executable, "-m", "frugal", *arguments]).returncode
+    """Exit status of `frugal` in a process of its own, which is given the time to save when this one shall stop."""
+    child: subprocess.Popen[bytes] | None = None
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        if child and number == signal.SIGTERM:  # Ctrl-C reaches the child by itself
+            child.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        child = subprocess.Popen([sys.executable, "-m", "frugal", *arguments])
+        return child.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def summary(configs: list[str], overrides: list[str], folders: dict[int, Path]) -> dict[str, Any]:
@@ -100,9 +119,7 @@ def summary(configs: list[str], overrides: list[str], folders: dict[int, Path]) 
 def run(folder: Path) -> dict[str, Any]:
     """One run's test metrics, its best epoch by the validation data, hours, curve and record."""
     checkpoint = torch.load(folder / "checkpoints/last.ckpt", map_location="cpu", weights_only=True)
-    curves = checkpoint["callbacks"].get("TrainingCurves")
-    if not curves:
-        raise InputError(f"{folder} has no training curves: leave callbacks.TrainingCurves in its config")
+    curves = checkpoint["callbacks"]["TrainingCurves"]
     metrics = json.loads((folder / "test/metrics.json").read_text())
     best = [row["val/top1"] for row in curves["history"] if "val/top1" in row]
     record = json.loads((folder / "run.json").read_text())

@@ -33,6 +33,7 @@ from commands.hardware import check_gpus
 from commands.parser import Parser
 from datamodules.base import DataModule, check_batch_size
 from lightning_modules import Classifier
+from lightning_modules.classifier import check_epochs
 from networks import InputError
 
 HELP = {
@@ -115,7 +116,10 @@ class FrugalCLI(LightningCLI):
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        self.config = parser.parse_args(args)
+        try:
+            self.config = parser.parse_args(args)
+        except UnicodeDecodeError as error:
+            raise InputError(f"-c takes YAML files, and one of these is none ({error})") from error
 
     def _parse_ckpt_path(self) -> None:
         """Not Lightning's, which lets the checkpoint override what was typed: here the two must agree."""
@@ -137,7 +141,10 @@ class FrugalCLI(LightningCLI):
             self._choose_loggers(config)
             callbacks = self.trainer_defaults["callbacks"]
             callbacks.append(LastCheckpoint(config.checkpoint.dirpath))
-            given = [callback.class_path for callback in config.trainer.callbacks or []]
+            given = config.trainer.callbacks or []
+            given = [callback.class_path for callback in (given if isinstance(given, list) else [given])]
+            if config.trainer.enable_checkpointing is False:
+                raise InputError("a run keeps last.ckpt and best.ckpt: leave --trainer.enable_checkpointing out")
             if config.trainer.enable_progress_bar is not False and not any("ProgressBar" in name for name in given):
                 callbacks.append(ProgressBar())
 
@@ -176,21 +183,16 @@ class FrugalCLI(LightningCLI):
                 class_path="pytorch_lightning.loggers.CSVLogger", init_args=Namespace(csv)
             )
         loggers = config.trainer.logger if isinstance(config.trainer.logger, list) else [config.trainer.logger]
-        wandb_id = None
+        kept = self.checkpoint.get("wandb_id") if self.resuming or self.subcommand != "fit" else None
+        wandb_id = kept  # also where W&B does not listen this time
         for logger in filter(None, loggers):
             if logger.init_args.get("save_dir") in (None, "."):
                 logger.init_args.save_dir = os.path.abspath(log_folder)  # W&B's own process may stand elsewhere
             if logger.init_args.get("name", "") is None:
                 logger.init_args.name = str(self.folder)
             if logger.class_path.endswith("WandbLogger"):
-                logger.init_args.id = wandb_id = logger.init_args.id or self._wandb_id()
+                logger.init_args.id = wandb_id = logger.init_args.id or kept or secrets.token_hex(4)
         self.save_config_kwargs = {"resolved": self.resolved, "wandb_id": wandb_id}
-
-    def _wandb_id(self) -> str:
-        """Of the run that is resumed or scored, or a new one."""
-        if kept := self.checkpoint.get("wandb_id"):
-            return kept
-        return secrets.token_hex(4)
 
     def _agree(self, name: str, data: Any) -> Any:
         """What the data say of themselves, unless it contradicts what was typed."""
@@ -214,8 +216,15 @@ class FrugalCLI(LightningCLI):
         return {**kwargs, "ckpt_path": self.ckpt_path, "weights_only": True}
 
     def _prepare_fit(self) -> None:
-        if not self.ckpt_path and isinstance(self.model, Classifier):
-            self.model.load_initial()
+        if isinstance(self.datamodule, DataModule):
+            self.datamodule.setup("fit")
+            self.datamodule.train_dataloader()
+        if isinstance(self.model, Classifier):
+            if self.trainer.max_epochs is not None and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+                check_epochs(self.model.schedule, self.trainer.max_epochs, self.model.warmup_epochs)
+            if not self.ckpt_path:
+                self._check_initial(self.model.initial_checkpoint)
+                self.model.load_initial()
         done, wanted = resume.epochs_done(self.checkpoint) if self.ckpt_path else 0, self.trainer.max_epochs
         if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
@@ -227,15 +236,22 @@ class FrugalCLI(LightningCLI):
                 raise InputError(f"{self.folder} has {done} epochs, more than --trainer.max_epochs {wanted}")
         self._make_room()
 
+    def _check_initial(self, path: str | None) -> None:
+        if path and self.folder_is_ours and Path(path).resolve().is_relative_to(self.folder.resolve()):
+            raise InputError(f"initial_checkpoint {path} lies in the folder that this run sets aside: copy it first")
+
     @rank_zero_only
     def _make_room(self) -> None:
         """Keep an earlier run; of the run that is resumed, its metrics and records. A user's folder is not renamed."""
-        self.held.enter_context(run_folder.lock(self.folder, beside=self.folder_is_ours))
-        if not (self.folder / "run.json").exists():
+        self.held.enter_context(run_folder.lock(self.folder))
+        if not any((self.folder / name).exists() for name in ("run.json", "checkpoints")):
             return
-        if not self.resuming and not self.folder_is_ours:
+        if self.resuming:
+            kept = [run_folder.set_aside(self.folder / "metrics.csv")]  # the logger deletes the one that it finds
+            kept += [run_folder.copy_aside(self.folder / name) for name in ("config.yaml", "run.json")]
+        elif self.folder_is_ours:
+            kept = [run_folder.set_aside(self.folder)]
+        else:
             raise InputError(f"{self.folder} holds a run: --ckpt_path last resumes it, or give another folder")
-        earlier = ("metrics.csv", "config.yaml", "run.json") if self.resuming else ("",)
-        for kept in [run_folder.set_aside(self.folder / name) for name in earlier]:
-            if kept:
-                rank_zero_info(f"kept what an earlier run had written: {kept}")
+        for path in filter(None, kept):
+            rank_zero_info(f"kept what an earlier run had written: {path}")

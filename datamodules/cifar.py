@@ -49,8 +49,6 @@ class CIFAR(DataModule):
         super().__init__(batch_size, num_workers)
         if classes not in MEAN:
             raise InputError(f"data.classes={classes}: there are CIFAR-10 and CIFAR-100")
-        if held_out and not classes <= held_out <= 50_000 - classes:
-            raise InputError(f"data.held_out={held_out} must leave an image of each class on both sides")
         self.root = Path(root or os.environ.get("FRUGAL_DATA", "data")).expanduser()
         self.num_classes, self.held_out, self.check_integrity = classes, held_out, check_integrity
         self.checked = False
@@ -87,14 +85,18 @@ class CIFAR(DataModule):
         self.checked = True
 
     def setup(self, stage: str | None = None) -> None:
+        if hasattr(self, "train_set"):  # the command has looked at it before it made room for a run
+            return
         source = self._source
-        names = self._load(source.meta["filename"])[source.meta["key"].encode()]
+        names = self._load(source.meta["filename"], source.meta["key"].encode())
         self.class_names = tuple(name.decode() for name in names)
         images, labels = self._read([name for name, _ in source.train_list])
         test_images, test_labels = self._read([name for name, _ in source.test_list])
         mean, std = (tuple(255 * value for value in of[self.num_classes]) for of in (MEAN, STD))
         train, val = np.arange(len(labels)), np.arange(0)
         if self.held_out:
+            if not self.num_classes <= self.held_out <= len(labels) - self.num_classes:
+                raise InputError(f"data.held_out={self.held_out} of {len(labels)} images leaves too few on one side")
             from sklearn.model_selection import train_test_split
 
             train, val = train_test_split(train, test_size=self.held_out, stratify=labels, random_state=0)
@@ -106,9 +108,8 @@ class CIFAR(DataModule):
         """Images (M, 3, 32, 32), uint8, and labels (M,) of batch files."""
         images, labels = [], []
         for name in names:
-            batch = self._load(name)
-            data: Any = batch.get(b"data")
-            classes = np.asarray(batch.get(b"labels" if self.num_classes == 10 else b"fine_labels"))
+            data = self._load(name, b"data")
+            classes = np.asarray(self._load(name, b"labels" if self.num_classes == 10 else b"fine_labels"))
             shape, dtype = getattr(data, "shape", None), getattr(data, "dtype", None)
             if dtype != np.uint8 or shape != (*classes.shape, 3 * 32 * 32) or classes.dtype.kind != "i":
                 raise InputError(f"{self._path(name)} does not hold {3 * 32 * 32} bytes and a label for each image")
@@ -122,11 +123,11 @@ class CIFAR(DataModule):
     def _path(self, name: str) -> Path:
         return self.root / self._source.base_folder / name
 
-    def _load(self, name: str) -> dict[bytes, Any]:
+    def _load(self, name: str, key: bytes) -> Any:
         try:
             with open(self._path(name), "rb") as file:
-                return _ArraysOnly(file, encoding="bytes").load()
-        except (OSError, EOFError, pickle.UnpicklingError, ValueError) as error:
+                return _ArraysOnly(file, encoding="bytes").load()[key]
+        except Exception as error:  # damaged bytes can raise anything
             raise InputError(
                 f"{self._path(name)} is cut short or not a CIFAR batch ({error or type(error).__name__}): "
                 "remove the folder to download it again"

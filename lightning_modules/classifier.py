@@ -96,6 +96,14 @@ class Classifier(LightningModule):
 
     def on_fit_start(self) -> None:
         self.load_initial()
+        for name in self.loss_terms:  # before a resumed run's means are restored
+            self._mean_of(name)
+
+    def on_validation_start(self) -> None:
+        """All processes score the network of the first, which is the one that is saved."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            for buffer in self.buffers():  # running statistics are each process's own after its last batch
+                torch.distributed.broadcast(buffer, 0)
 
     def load_initial(self) -> None:
         """Take the weights of `initial_checkpoint`, once, and report what matched and what did not."""
@@ -113,15 +121,18 @@ class Classifier(LightningModule):
         loss = self.criterion(outputs, targets)
         for name, term in self.loss_terms.items():
             value = term(batch, outputs)
-            if name not in self.term_means:
-                self.term_means[name] = MeanMetric(nan_strategy="disable").to(self.device)
-            mean, attribute = self.term_means[name], f"term_means.{name}"
-            mean.update(value.detach().expand(len(targets)))  # type: ignore[operator]
-            self.log(f"train/{name}", mean, on_step=False, on_epoch=True, metric_attribute=attribute)  # type: ignore[arg-type]
+            mean = self._mean_of(name)
+            mean.update(value.detach().expand(len(targets)))
+            self.log(f"train/{name}", mean, on_step=False, on_epoch=True, metric_attribute=f"term_means.{name}")
             loss = loss + value
         self.log("train/loss_step", loss, prog_bar=True)
         self._measure("train", loss, outputs, targets)
         return loss
+
+    def _mean_of(self, term: str) -> MeanMetric:
+        if term not in self.term_means:
+            self.term_means[term] = MeanMetric(nan_strategy="disable").to(self.device)
+        return self.term_means[term]  # type: ignore[return-value]
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self._evaluate("val", batch)
@@ -215,6 +226,12 @@ def set_rates(scheduler: LambdaLR) -> None:
         group["lr"] = rate * factor(scheduler.last_epoch)
 
 
+def check_epochs(schedule: Schedule, epochs: int, warmup_epochs: int) -> None:
+    """Refuse a number of epochs that leaves nothing behind the warm-up (InputError)."""
+    if schedule == "cosine" and epochs <= warmup_epochs:
+        raise InputError(f"the cosine schedule ends with trainer.max_epochs: give more than {warmup_epochs=}")
+
+
 def warmup_then(schedule: Schedule, optimizer: Optimizer, epochs: int, warmup_epochs: int) -> LRScheduler:
     """Linear warm-up, then cosine or constant, stepped every epoch e = 0, 1, ...
 
@@ -229,8 +246,7 @@ def warmup_then(schedule: Schedule, optimizer: Optimizer, epochs: int, warmup_ep
         InputError: E is not known, or leaves nothing behind the warm-up.
     """
     w = warmup_epochs
-    if schedule == "cosine" and epochs <= w:
-        raise InputError(f"the cosine schedule ends with trainer.max_epochs: give more than warmup_epochs={w}")
+    check_epochs(schedule, epochs, w)
 
     def factor(epoch: int) -> float:
         if epoch < w:
