@@ -62,8 +62,8 @@ def _discard_arguments(parser_or_action: Any, before: Any, now: Any, original: A
     jsonargparse keeps all that the new class accepts, defaults too: Adam would get the rate and weight decay of SGD,
     CIFAR the batch size of Digits.
     """
-    arguments = before.get("init_args") if before else None
-    if arguments and _unrelated(before["class_path"], now["class_path"]):
+    arguments, path = (before.get("init_args"), before.get("class_path")) if before else (None, None)
+    if arguments and path and now.get("class_path") and _unrelated(path, now["class_path"]):
         for name in list(vars(arguments)):
             arguments.pop(name)
     original(parser_or_action, before, now)

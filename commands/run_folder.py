@@ -53,11 +53,11 @@ def lock(folder: Path) -> IO[str]:
     Raises:
         InputError: another process trains there.
     """
-    folder = folder.absolute()
-    path = folder.with_name(f".{folder.name}.lock")  # beside it, for the folder may be renamed
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder.parent, os.W_OK):
-        path = folder / ".lock"
+    place = folder.absolute()
+    path = place.with_name(f".{place.name}.lock")  # beside it, for the folder may be renamed
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(path.parent, os.W_OK):
+        path = place / ".lock"
     file = open(path, "w")  # noqa: SIM115
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # flock would outlive a killed process in its workers

@@ -1,10 +1,12 @@
 """A run that is stopped and resumed ends bit for bit as the run that was not."""
 
+import shutil
 from contextlib import nullcontext
 
 import pytest
 import torch
 from pytorch_lightning import Callback, Trainer, seed_everything
+from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -39,20 +41,20 @@ class Stop(Callback):
 
     def on_train_batch_end(self, trainer, *args):
         if trainer.global_step == self.steps:
-            trainer.checkpoint_callback._signal = 15
+            next(c for c in trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint))._signal = 15
 
 
-def run(folder, data, module=None, steps=None, resume=False, **options):
+def with_dropout():
+    return nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Dropout(0.5), nn.Linear(288, 10))
+
+
+def run(folder, data, module=None, steps=None, resume=False, extra=(), **options):
     seed_everything(99 if resume else 3)
-    if module is None:
-        dropout = nn.Sequential(
-            nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Dropout(0.5), nn.Linear(288, 10)
-        )
-        module = Classifier(dropout, 10, (1, 8, 8))
+    module = module or Classifier(with_dropout(), 10, (1, 8, 8))
     curves = TrainingCurves()
     trainer = Trainer(
         default_root_dir=folder,
-        callbacks=[curves, ExactResume(), LastCheckpoint(folder), *([Stop(steps)] if steps else [])],
+        callbacks=[curves, ExactResume(), LastCheckpoint(folder), *extra, *([Stop(steps)] if steps else [])],
         logger=False, enable_progress_bar=False, enable_model_summary=False, **{"max_epochs": 3, **options},
     )  # fmt: skip
     path = folder / "last.ckpt" if resume else None
@@ -130,3 +132,68 @@ def test_pytorchs_own_loaders_go_on_at_an_epochs_end(tmp_path):
     parts, _, resumed = run(tmp_path / "parts", TorchLoaders(32), resume=True)
     assert same(parts.state_dict(), whole.state_dict())
     assert resumed == history
+
+
+@pytest.mark.parametrize("options", [{"val_check_interval": 3}, {"check_val_every_n_epoch": 2}], ids=str)
+def test_from_a_checkpoint_that_validation_wrote(tmp_path, options):
+    """Lightning saves it before it resets the metrics of that validation."""
+
+    def best(folder):
+        return ModelCheckpoint(folder, "{step}", monitor="val/top1", mode="max", save_top_k=-1, **WITH_VALIDATION)
+
+    extra, options = [best(tmp_path / "whole")], {"max_epochs": 4, **options}
+    whole, _, history = run(tmp_path / "whole", AugmentedDigits(32), extra=extra, **options)
+    for path in sorted((tmp_path / "whole").glob("step=*.ckpt")):
+        shutil.copy(path, tmp_path / "whole/last.ckpt")
+        parts, _, resumed = run(tmp_path / "whole", AugmentedDigits(32), resume=True, **options)
+        assert same(parts.state_dict(), whole.state_dict())
+        last = {name: value for name, value in resumed[-1].items() if name.startswith("val/")}
+        assert last == {name: value for name, value in history[-1].items() if name.startswith("val/")}
+
+
+WITH_VALIDATION = dict(save_on_train_epoch_end=False, enable_version_counter=False)
+
+
+def test_with_a_loss_term(tmp_path):
+    def module():
+        torch.manual_seed(0)
+        made = Classifier("conv2", 10, (1, 8, 8), {"width": 0.1})
+        made.loss_terms["penalty"] = lambda batch, outputs: outputs.square().mean()
+        return made
+
+    whole, trainer, history = run(tmp_path / "whole", AugmentedDigits(32), module())
+    run(tmp_path / "parts", AugmentedDigits(32), module(), steps=9)
+    parts, again, resumed = run(tmp_path / "parts", AugmentedDigits(32), module(), resume=True)
+    assert same(parts.state_dict(), whole.state_dict())
+    assert resumed == history
+    assert again.callback_metrics["train/penalty"] == trainer.callback_metrics["train/penalty"]
+
+
+def test_a_run_that_max_steps_ends_inside_an_epoch(tmp_path):
+    whole, _, history = run(tmp_path / "whole", AugmentedDigits(32))
+    run(tmp_path / "parts", AugmentedDigits(32), max_steps=8)
+    assert torch.load(tmp_path / "parts/last.ckpt", weights_only=True)["global_step"] == 8
+    parts, _, resumed = run(tmp_path / "parts", AugmentedDigits(32), resume=True)
+    assert same(parts.state_dict(), whole.state_dict())
+    assert [row["train/loss"] for row in resumed] == [row["train/loss"] for row in history]
+
+
+def test_the_best_checkpoint_of_a_folder_that_was_moved_stays_the_best(tmp_path):
+    def best(folder):
+        return ModelCheckpoint(folder, "best", monitor="val/top1", mode="max", **WITH_VALIDATION)
+
+    run(tmp_path / "here", AugmentedDigits(32), extra=[best(tmp_path / "here")], max_epochs=2)
+    (tmp_path / "here").rename(tmp_path / "there")
+    kept = (tmp_path / "there/best.ckpt").read_bytes()
+    callback = best(tmp_path / "there")
+    run(tmp_path / "there", AugmentedDigits(32), resume=True, extra=[callback, Worse()])
+    assert (tmp_path / "there/best.ckpt").read_bytes() == kept
+    assert callback.best_model_path == str((tmp_path / "there/best.ckpt").resolve())
+
+
+class Worse(Callback):
+    """Spoils the network before it is validated."""
+
+    def on_validation_start(self, trainer, pl_module):
+        with torch.no_grad():
+            pl_module.network[-1].weight.zero_()

@@ -86,25 +86,49 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_result(tmp_path, monkeypatch,
     assert not list(LAST.parent.glob("*.partial")) or number == signal.SIGKILL
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_seeds_hand_signals_on_and_wait(tmp_path, monkeypatch, capfd, number):
+    monkeypatch.chdir(tmp_path)
+    write_config(tmp_path)
+    command = [sys.executable, "-m", "frugal", "seeds", "-c", "configs/small.yaml", "--trainer.max_epochs", "1000"]
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True) as process:
+        while not LAST.exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        time.sleep(0.2)
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)  # as a terminal does
+        else:
+            process.send_signal(number)
+    assert process.returncode == 128 + number
+    said = capfd.readouterr().err
+    assert "seed 0 has stopped; the same command goes on from there" in said
+    assert "Traceback" not in said
+
+
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path, monkeypatch, capsys):
     """The first is stopped at its first step, and holds the folder."""
     monkeypatch.chdir(tmp_path)
     write_config(tmp_path)
     command = [sys.executable, "-m", "frugal", "fit", "-c", "configs/small.yaml", "--trainer.max_epochs", "1000"]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL) as process:
+    process = subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL)
+    try:
         while not LAST.exists():
             assert process.poll() is None
             time.sleep(0.01)
         process.send_signal(signal.SIGSTOP)
         before = {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()}
-        for options in ([], ["--ckpt_path", "last"]):
+        elsewhere = ["--trainer.default_root_dir", "runs/small/seed0"]
+        for options in ([], ["--ckpt_path", "last"], [*elsewhere, "--ckpt_path", "last"]):
             with pytest.raises(SystemExit) as stop:
                 frugal.main(["fit", "-c", "configs/small.yaml", *options, "--trainer.max_epochs", "1000"])
             assert stop.value.code == 1
             line = capsys.readouterr().err.strip().splitlines()[-1]
             assert line.startswith("frugal: error: another process is training in runs/small/seed0: wait for it, or")
         assert before == {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()}
+    finally:
         process.kill()
+        process.wait()
     frugal.main(["fit", "-c", "configs/small.yaml", "--trainer.max_epochs", "1"])  # nothing is left behind
     assert Path("runs/small/seed0.1").is_dir()

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import frugal
+from callbacks import ComplexityMonitor
 from commands.resume import checkpoint_path
 from networks import InputError
 
@@ -117,6 +118,46 @@ def test_initial_weights_that_cannot_be_are_refused_before_anything_is_touched(h
     assert refused(capsys, *fit, "nowhere.ckpt") == "initial_checkpoint: no file at nowhere.ckpt"
     assert "other.pt: none of its 1 tensors has a name and size" in refused(capsys, *fit, "other.pt")
     assert contents() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--model.warmup_epochs", 5],
+            "the cosine schedule ends with trainer.max_epochs: give more than warmup_epochs=5",
+        ),
+        (["--data.batch_size", 5000], "data.batch_size=5000 is more than the 1257 samples to train"),
+        (["--trainer.enable_checkpointing", "false"], "a run keeps last.ckpt and best.ckpt: leave --trainer.enable_ch"),
+        (
+            ["--model.initial_checkpoint", LAST],
+            f"initial_checkpoint {LAST} lies in the folder that this run sets aside",
+        ),
+        (["-c", LAST], "-c takes YAML files, and one of these is none ("),
+    ],
+)
+def test_refusals_come_before_the_earlier_run_is_set_aside(here, capsys, options, message):
+    before = contents()
+    assert refused(capsys, "fit", "-c", "configs/small.yaml", *options).startswith(message)
+    assert contents() == before
+
+
+def test_a_resume_that_fails_loses_nothing(here, monkeypatch):
+    def broken(*arguments):
+        raise OSError("the disk is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ComplexityMonitor, "on_fit_start", broken)
+        with pytest.raises(OSError, match="the disk is gone"):
+            run(*RESUME, "--trainer.max_epochs", 3)
+    assert json.loads(Path("runs/small/seed0/run.json").read_text())
+    before = LAST.read_bytes()
+    run("fit", "-c", "configs/small.yaml", "--trainer.max_epochs", 1)
+    assert Path("runs/small/seed0.1/checkpoints/last.ckpt").read_bytes() == before
+
+
+def test_a_single_callback_need_be_no_list(here):
+    run("fit", "-c", "configs/small.yaml", "--trainer.max_epochs", 1, "--trainer.callbacks", "callbacks.ExactResume")
 
 
 def test_one_wandb_run_for_all_of_a_run(here):

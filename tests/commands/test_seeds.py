@@ -69,16 +69,32 @@ def test_trains_tests_and_writes_what_was_measured(here, capsys):
 
 def test_the_same_command_goes_on_where_it_was(here):
     command = ["seeds", "-c", "configs/method/small.yaml", "--seeds", "0,1"]
-    frugal.main(["fit", "-c", "configs/method/small.yaml", "--trainer.max_epochs", "1"])
     frugal.main(command)
     first = Path("results/method/small.json").read_text()
-    assert [row["epoch"] for row in json.loads(first)["runs"][0]["curve"]] == [0, 1]
     written = {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*.ckpt")}
     here.clear()
     frugal.main(command)
     assert Path("results/method/small.json").read_text() == first
-    assert [call[0] for call in here] == ["fit", "fit"]  # nothing is tested again
+    assert [call[0] for call in here] == ["fit", "test"] * 2
     assert {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*.ckpt")} == written
+
+
+def test_a_run_whose_length_was_changed_is_not_quoted(here, capsys):
+    for epochs in ("1", "2"):
+        command = ["fit", "-c", "configs/method/small.yaml", "--ckpt_path", "last", "--trainer.max_epochs", epochs]
+        frugal.main(command)
+    with pytest.raises(SystemExit) as stop:
+        frugal.main(["seeds", "-c", "configs/method/small.yaml", "--seeds", "0"])
+    assert stop.value.code == 1
+    assert "was trained with different trainer.max_epochs, [1, 2]" in capsys.readouterr().err
+
+
+def test_names_with_dots_stay_apart(here):
+    for fraction in ("0.25", "0.5"):
+        path = Path(f"configs/method/keep{fraction}.yaml")
+        path.write_text(CONFIG + f"model.init_args.keep_fraction: {fraction}\n")
+        frugal.main(["seeds", "-c", str(path), "--seeds", "0", "--trainer.max_epochs", "1"])
+    assert {path.name for path in Path("results/method").iterdir()} == {"keep0.25.json", "keep0.5.json"}
 
 
 def test_refusals_and_interruptions(here, capsys, monkeypatch):

@@ -151,8 +151,10 @@ def test_downloads_what_is_absent_and_says_what_to_fetch_where_it_cannot(tmp_pat
 def test_refusals_at_construction(tmp_path):
     with pytest.raises(InputError, match=r"data.classes=20: there are CIFAR-10 and CIFAR-100"):
         CIFAR(classes=20)
-    with pytest.raises(InputError, match=r"data.held_out=5 must leave an image of each class on both sides"):
-        CIFAR(held_out=5)
+    write_cifar(tmp_path)
+    for number in (5, 195, 5000):
+        with pytest.raises(InputError, match=rf"data.held_out={number} of 200 images leaves too few on one side"):
+            cifar(tmp_path, held_out=number)
 
 
 def test_the_folder_is_given_or_the_environments_or_data(monkeypatch):
