@@ -2,7 +2,8 @@
 
 Conv-4 as a ticket (MPT-1/32) on images of CIFAR's size, batch 128, on the processor or the first GPU: the same network,
 optimiser and input, trained in a bare loop, by Lightning's Trainer alone, and with all that `frugal fit` adds to it
-(metrics, divergence check, exact resume, checkpoints, curves, progress bar, CSV logger).
+(metrics, divergence check, exact resume, checkpoints, curves, progress bar, CSV logger). Then the same with a network
+that costs next to nothing, which shows the milliseconds that are added to every step.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from datamodules.base import DataModule
 from datamodules.images import Images
 from lightning_modules import Biprop
 
-BATCH = 128
+SIZES = {"Conv-4, batch 128": (1.0, 128), "Conv-4 of width 0.05, batch 8": (0.05, 8)}
 
 
 class Pictures(DataModule):
@@ -33,10 +34,10 @@ class Pictures(DataModule):
 
     num_classes, input_size = 10, (3, 32, 32)
 
-    def __init__(self, steps: int) -> None:
-        super().__init__(BATCH)
+    def __init__(self, steps: int, batch: int) -> None:
+        super().__init__(batch)
         rng = np.random.default_rng(0)
-        images = rng.integers(0, 256, (BATCH * steps, 3, 32, 32), dtype=np.uint8)
+        images = rng.integers(0, 256, (batch * steps, 3, 32, 32), dtype=np.uint8)
         labels = rng.integers(0, 10, len(images))
         self.train_set = Images(images, labels, (125.0,) * 3, (63.0,) * 3, crop_padding=4, flip=True)
 
@@ -116,10 +117,11 @@ def fit(module: LightningModule, data: Pictures, callbacks: list[Callback] | Non
 ALTERNATIVES = {"bare PyTorch loop": bare_loop, "Lightning's Trainer": trainer_alone, "frugal fit": frugal_fit}
 
 
-def steps(name: str, number: int) -> list[float]:
+def steps(name: str, number: int, width: float, batch: int) -> list[float]:
     """Seconds of each step, from its start to the next one's."""
     seed_everything(0, verbose=False)
-    times = ALTERNATIVES[name](Biprop("conv4", 10, (3, 32, 32)), Pictures(number))
+    module = Biprop("conv4", 10, (3, 32, 32), {"width": width})
+    times = ALTERNATIVES[name](module, Pictures(number, batch))
     return [after - before for before, after in itertools.pairwise(times[2:])]
 
 
@@ -132,18 +134,19 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     os.environ.setdefault("COLUMNS", "80")
     if options.only:
-        steps(options.only, 4)
+        steps(options.only, 4, *SIZES["Conv-4, batch 128"])
         print(own_peak())
         return
     header()
-    seconds: dict[str, list[float]] = {name: [] for name in ALTERNATIVES}
-    for _ in range(options.rounds):
-        for name in ALTERNATIVES:  # they take turns, so that drift cancels
-            seconds[name] += steps(name, options.steps)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    print(f"\na step of Conv-4, batch {BATCH}, median of {len(seconds['frugal fit'])}")
-    for name, median in medians.items():
-        print(f"  {name:<42} {median * 1e3:9.2f} ms {median / medians['bare PyTorch loop']:8.3f} x")
+    for title, size in SIZES.items():
+        seconds: dict[str, list[float]] = {name: [] for name in ALTERNATIVES}
+        for _ in range(options.rounds):
+            for name in ALTERNATIVES:  # they take turns, so that drift cancels
+                seconds[name] += steps(name, options.steps, *size)
+        medians = {name: statistics.median(values) for name, values in seconds.items()}
+        print(f"\na step of {title}, median of {len(seconds['frugal fit'])}")
+        for name, median in medians.items():
+            print(f"  {name:<42} {median * 1e3:9.2f} ms {median / medians['bare PyTorch loop']:8.3f} x")
     print("\npeak memory")
     for name in ALTERNATIVES:
         print(f"  {name:<42} {peak_memory(__file__, name):9.0f} MiB")
