@@ -84,4 +84,6 @@ def set_aside(path: Path) -> Path | None:
 def copy_aside(path: Path) -> Path | None:
     """Copy a file to <path>.1, .2, ..., so that it can be written anew, and is there if that never happens."""
     kept = set_aside(path)
-    return Path(shutil.copy(kept, path)) and kept if kept else None
+    if kept:
+        shutil.copy(kept, path)
+    return kept

@@ -83,7 +83,7 @@ def command(seed: int, *arguments: str) -> None:
     if status < 0 or status > 2:  # by a signal; what cannot work has said so
         print(f"seed {seed} has stopped; the same command goes on from there", file=sys.stderr)
     if status:
-        sys.exit(abs(status))
+        sys.exit(status if status > 0 else 128 - status)
 
 
 def process(*arguments: str) -> int:

@@ -144,16 +144,21 @@ def test_predict_writes_labels_and_probabilities(here):
 
 
 def test_two_processes_predict_each_sample_once(here):
-    """Through a real process each: 360 samples and 2 processes make batches of which the last differ in size."""
+    """Through a real process each: 360 samples and 2 processes make batches of which the last differ in size.
+
+    One run for both in W&B.
+    """
     two = {"accelerator": "cpu", "devices": "2", "strategy": "ddp"}
     options = ["--data.batch_size", "34", *(f"--trainer.{name}={value}" for name, value in two.items())]
     run("predict", "-c", "configs/small.yaml")
     expected = read_csv("runs/small/seed0/predict/predictions.csv")
+    options += ["--trainer.logger", "WandbLogger", "--trainer.logger.offline", "true"]
     command = [sys.executable, "-m", "frugal", "predict", "-c", "configs/small.yaml", *options]
     subprocess.run(command, check=True, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     rows = read_csv("runs/small/seed0/predict/predictions.csv")
     assert [row["index"] for row in rows] == [row["index"] for row in expected]
     assert [row["predicted"] for row in rows] == [row["predicted"] for row in expected]
+    assert len(list(Path("runs").rglob("offline-run-*/run-*.wandb"))) == 1
 
 
 def test_weights_as_built_can_be_tested_on_request(here):
