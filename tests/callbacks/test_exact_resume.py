@@ -57,7 +57,7 @@ def run(folder, data, module=None, steps=None, resume=False, extra=(), **options
         callbacks=[curves, ExactResume(), LastCheckpoint(folder), *extra, *([Stop(steps)] if steps else [])],
         logger=False, enable_progress_bar=False, enable_model_summary=False, **{"max_epochs": 3, **options},
     )  # fmt: skip
-    path = folder / "last.ckpt" if resume else None
+    path = "last" if resume == "last" else folder / "last.ckpt" if resume else None
     stopped = pytest.raises(SystemExit, match="143") if steps else nullcontext()
     with stopped:
         trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
@@ -197,3 +197,11 @@ class Worse(Callback):
     def on_validation_start(self, trainer, pl_module):
         with torch.no_grad():
             pl_module.network[-1].weight.zero_()
+
+
+def test_lightnings_own_last_is_found(tmp_path):
+    whole, _, history = run(tmp_path / "whole", AugmentedDigits(32))
+    run(tmp_path / "parts", AugmentedDigits(32), steps=8)
+    parts, _, resumed = run(tmp_path / "parts", AugmentedDigits(32), resume="last")
+    assert same(parts.state_dict(), whole.state_dict())
+    assert resumed == history

@@ -50,3 +50,7 @@ def test_every_sample_is_predicted_once(results):
 
 def test_tickets_are_the_same_in_every_process(results):
     assert [result["tickets agree"] for result in results] == [True, True]
+
+
+def test_a_resumed_run_equals_a_straight_one_in_every_process(results):
+    assert [result["resumed equals straight"] for result in results] == [True, True]

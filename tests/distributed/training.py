@@ -13,6 +13,7 @@ import torch
 from pytorch_lightning import Callback, LightningDataModule, Trainer, seed_everything
 from torch import nn
 
+from callbacks import ExactResume, LastCheckpoint
 from datamodules.base import DataModule
 from datamodules.images import Images
 from lightning_modules import Biprop, Classifier
@@ -48,12 +49,32 @@ class FixedBatchNorm(Classifier):
         self.network.eval()
 
 
-def trainer(devices: int, folder: str, *callbacks: Callback) -> Trainer:
+def trainer(devices: int, folder: str, *callbacks: Callback, **options) -> Trainer:
     return Trainer(
         accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", max_epochs=2, logger=False,
-        callbacks=list(callbacks), default_root_dir=folder, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, num_sanity_val_steps=0,
+        callbacks=list(callbacks), default_root_dir=folder, enable_checkpointing=bool(options),
+        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, **options,
     )  # fmt: skip
+
+
+def with_dropout(devices: int, folder: Path, seed: int, max_steps: int = -1, resume: bool = False) -> dict:
+    """State after training a network whose dropout draws other numbers in each process."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Dropout(0.5), nn.Linear(144, 10))
+    module = Classifier(net, 10, (1, 8, 8))
+    torch.manual_seed(seed + int(os.environ.get("LOCAL_RANK", 0)))
+    runner = trainer(devices, str(folder), ExactResume(), LastCheckpoint(folder), max_steps=max_steps)
+    runner.fit(module, datamodule=Odd(4), ckpt_path=folder / "last.ckpt" if resume else None, weights_only=True)
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def resumed_equals_straight(devices: int, folder: Path) -> bool:
+    """Stopped after 6 of 8 steps, in the middle of the second epoch, and resumed by processes with other states."""
+    straight = with_dropout(devices, folder / "straight", seed=1)
+    stopped = with_dropout(devices, folder / "parts", seed=1, max_steps=6)
+    resumed = with_dropout(devices, folder / "parts", seed=50, resume=True)
+    differs = any(not torch.equal(stopped[name], value) for name, value in straight.items())
+    return differs and all(torch.equal(resumed[name], value) for name, value in straight.items())
 
 
 def same_everywhere(module: nn.Module) -> bool:
@@ -100,6 +121,7 @@ def main(devices: int, folder: str) -> None:
         if hasattr(layer, "effective_weight")
     })  # fmt: skip
     result["tickets agree"] = same_everywhere(ticket) and same_everywhere(masks) and len(masks) == 5
+    result["resumed equals straight"] = resumed_equals_straight(devices, Path(folder))
     if runner.is_global_zero:
         torch.save(result, Path(folder) / "result.pt")
 
