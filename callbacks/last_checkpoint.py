@@ -65,7 +65,8 @@ class LastCheckpoint(ModelCheckpoint):
         validates = every and (batch_idx + 1) % every == 0
         agrees = trainer.world_size == 1 or trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
         asked = agrees and not validates and self._asked(trainer)
-        if asked or trainer.should_stop or trainer.global_step == trainer.max_steps:
+        stops = trainer.should_stop and trainer.fit_loop._can_stop_early  # not before min_epochs and min_steps
+        if asked or stops or trainer.global_step == trainer.max_steps:
             path = Path(str(self.dirpath)) / "last.ckpt"
             trainer.save_checkpoint(path, weights_only=False)
             if asked:

@@ -139,14 +139,7 @@ class FrugalCLI(LightningCLI):
             if self.subcommand == "fit" and self.resuming:
                 resume.check_same_run(self.folder / "config.yaml", self.resolved)
             self._choose_loggers(config)
-            callbacks = self.trainer_defaults["callbacks"]
-            callbacks.append(LastCheckpoint(config.checkpoint.dirpath))
-            given = config.trainer.callbacks or []
-            given = [callback.class_path for callback in (given if isinstance(given, list) else [given])]
-            if config.trainer.enable_checkpointing is False:
-                raise InputError("a run keeps last.ckpt and best.ckpt: leave --trainer.enable_checkpointing out")
-            if config.trainer.enable_progress_bar is not False and not any("ProgressBar" in name for name in given):
-                callbacks.append(ProgressBar())
+            self._choose_callbacks(config)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer | None:  # type: ignore[override]
         if not self.subcommand:
@@ -193,6 +186,16 @@ class FrugalCLI(LightningCLI):
             if logger.class_path.endswith("WandbLogger"):
                 logger.init_args.id = wandb_id = logger.init_args.id or kept or secrets.token_hex(4)
         self.save_config_kwargs = {"resolved": self.resolved, "wandb_id": wandb_id}
+
+    def _choose_callbacks(self, config: Namespace) -> None:
+        """Add what depends on the config: where last.ckpt goes, and whether there is a progress bar already."""
+        if config.trainer.enable_checkpointing is False:
+            raise InputError("a run keeps last.ckpt and best.ckpt: leave --trainer.enable_checkpointing out")
+        callbacks, given = self.trainer_defaults["callbacks"], config.trainer.callbacks or []
+        names = [callback.class_path for callback in (given if isinstance(given, list) else [given])]
+        callbacks.append(LastCheckpoint(config.checkpoint.dirpath))
+        if config.trainer.enable_progress_bar is not False and not any("ProgressBar" in name for name in names):
+            callbacks.append(ProgressBar())
 
     def _agree(self, name: str, data: Any) -> Any:
         """What the data say of themselves, unless it contradicts what was typed."""

@@ -27,7 +27,7 @@ class Order(Sampler[Draw]):
     A batch of the recipe is cut into equal shares: by accumulated steps, then by processes, so that they see together
     what one process would. In training an incomplete last batch is left out, so that every step of an epoch is alike on
     any hardware; in evaluation it is shared out as evenly as it goes, each sample once, and a share may be empty:
-    processes take equally many batches, for distributed modules wait for each other in every forward.
+    every process has equally many batches, for the first forward after a training step shares the buffers of rank 0.
 
     Args:
         size: number of samples.

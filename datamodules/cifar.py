@@ -88,7 +88,7 @@ class CIFAR(DataModule):
         if hasattr(self, "train_set"):  # the command has looked at it before it made room for a run
             return
         source = self._source
-        names = self._load(source.meta["filename"], source.meta["key"].encode())
+        (names,) = self._load(source.meta["filename"], source.meta["key"].encode())
         self.class_names = tuple(name.decode() for name in names)
         images, labels = self._read([name for name, _ in source.train_list])
         test_images, test_labels = self._read([name for name, _ in source.test_list])
@@ -108,8 +108,8 @@ class CIFAR(DataModule):
         """Images (M, 3, 32, 32), uint8, and labels (M,) of batch files."""
         images, labels = [], []
         for name in names:
-            data = self._load(name, b"data")
-            classes = np.asarray(self._load(name, b"labels" if self.num_classes == 10 else b"fine_labels"))
+            data, classes = self._load(name, b"data", b"labels" if self.num_classes == 10 else b"fine_labels")
+            classes = np.asarray(classes)
             shape, dtype = getattr(data, "shape", None), getattr(data, "dtype", None)
             if dtype != np.uint8 or shape != (*classes.shape, 3 * 32 * 32) or classes.dtype.kind != "i":
                 raise InputError(f"{self._path(name)} does not hold {3 * 32 * 32} bytes and a label for each image")
@@ -123,10 +123,11 @@ class CIFAR(DataModule):
     def _path(self, name: str) -> Path:
         return self.root / self._source.base_folder / name
 
-    def _load(self, name: str, key: bytes) -> Any:
+    def _load(self, name: str, *keys: bytes) -> list[Any]:
         try:
             with open(self._path(name), "rb") as file:
-                return _ArraysOnly(file, encoding="bytes").load()[key]
+                content = _ArraysOnly(file, encoding="bytes").load()
+            return [content[key] for key in keys]
         except Exception as error:  # damaged bytes can raise anything
             raise InputError(
                 f"{self._path(name)} is cut short or not a CIFAR batch ({error or type(error).__name__}): "

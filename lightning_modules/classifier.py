@@ -99,12 +99,6 @@ class Classifier(LightningModule):
         for name in self.loss_terms:  # before a resumed run's means are restored
             self._mean_of(name)
 
-    def on_validation_start(self) -> None:
-        """All processes score the network of the first, which is the one that is saved."""
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            for buffer in self.buffers():  # running statistics are each process's own after its last batch
-                torch.distributed.broadcast(buffer, 0)
-
     def load_initial(self) -> None:
         """Take the weights of `initial_checkpoint`, once, and report what matched and what did not."""
         path, self.initial_checkpoint = self.initial_checkpoint, None
