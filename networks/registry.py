@@ -3,10 +3,12 @@
 import difflib
 import importlib
 import inspect
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import timm
+from timm.models import register_model
 from torch import nn
 
 from networks.errors import InputError
@@ -44,6 +46,29 @@ def create(
     except Exception as error:  # of many kinds: a tag or an argument that does not exist, weights out of reach
         reason = str(error).split("\n")[0]
         raise InputError(f"network {name} cannot be built with {given}: {reason}") from error
+
+
+def register(name: str, build: Callable[..., nn.Module], cfg: dict[str, Any], **fixed: Any) -> None:
+    """Register an architecture with timm, for the module that calls this.
+
+    Args:
+        name: timm name.
+        build: gives the network.
+        cfg: timm's description of it: `input_size`, `num_classes`, ...
+        fixed: arguments of `build` that make this architecture; others can be given to `timm.create_model`.
+    """
+
+    def entry_point(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        if pretrained:
+            raise InputError(f"{name} has no pretrained weights")
+        for key in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):  # timm gives these to all
+            kwargs.pop(key, None)
+        return build(**{**fixed, **kwargs})
+
+    module = build.__module__
+    entry_point.__name__, entry_point.__module__, entry_point.__doc__ = name, module, build.__doc__
+    vars(sys.modules[module]).setdefault("default_cfgs", {})[name] = cfg
+    register_model(entry_point)
 
 
 def _imported(path: str) -> Callable[..., nn.Module]:

@@ -10,11 +10,12 @@ V the effective weights that the layer computes with.
 import math
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from networks.biprop.selection import keep_mask, kept_count
+from networks.biprop.selection import GlobalSelection, keep_mask, kept_count
 from networks.complexity import Cost
 from networks.errors import InputError
 
@@ -22,13 +23,24 @@ Init = Literal["kaiming_normal", "signed_constant", "unsigned_constant"]
 Scale = Literal["none", "release", "kept"]
 Binarize = Literal["sign_gain", "none"]
 GainCount = Literal["kept", "floor_kn"]
+ScoreGradient = Literal["weight", "sign"]
+
+
+def random_signs(seed: int, n: int) -> Tensor:
+    """n fair signs, int8, that are the same on every machine: bits of Philox (Salmon et al., SC 2011), lowest first.
+
+    A seed thus stands for the signs of a layer in a file; a framework's normal generator keeps no such promise.
+    """
+    words = np.random.Philox(key=seed).random_raw(-(-n // 64)).astype("<u8")
+    bits = np.unpackbits(words.view(np.uint8), count=n, bitorder="little")
+    return torch.from_numpy(bits.view(np.int8)) * 2 - 1
 
 
 class _Effective(torch.autograd.Function):
     """V forward; straight through backward: dL/dS = dL/dV * W * sign(S), for kept and pruned entries alike.
 
-    The factor is W itself, as in the release since 2021-04-12; alpha and M are constants. Only references to S and W
-    are saved.
+    The factor is W itself, as in the release since 2021-04-12, or sign(W) as before; alpha and M are constants. Only
+    references to S and W are saved.
     """
 
     @staticmethod
@@ -38,11 +50,13 @@ class _Effective(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
         ctx.save_for_backward(*inputs[:2])
+        ctx.score_gradient = inputs[2].score_gradient
 
     @staticmethod
     def backward(ctx, *grad_outputs):
         scores, weight = ctx.saved_tensors
-        return grad_outputs[0] * weight * scores.sign(), None, None
+        factor = weight if ctx.score_gradient == "weight" else weight.sign()
+        return grad_outputs[0] * factor * scores.sign(), None, None
 
 
 class _Subnet(nn.Module):
@@ -51,23 +65,34 @@ class _Subnet(nn.Module):
     weight: Tensor
     bias: Any  # nn.Conv2d and nn.Linear declare it differently
     scores: nn.Parameter
+    sign_seed: Tensor  # from which the signs of W were drawn, scalar, int64
     activation_bits: int = 32
+    selection: GlobalSelection | None = None  # None: this layer selects by itself
 
     def _become_subnet(
-        self, keep_fraction: float, init: Init, scale: Scale, binarize: Binarize, gain_count: GainCount
+        self,
+        keep_fraction: float,
+        init: Init,
+        scale: Scale,
+        binarize: Binarize,
+        gain_count: GainCount,
+        score_gradient: ScoreGradient,
     ) -> None:
         for name, value, choices in (
             ("init", init, Init),
             ("scale", scale, Scale),
             ("binarize", binarize, Binarize),
             ("gain_count", gain_count, GainCount),
+            ("score_gradient", score_gradient, ScoreGradient),
         ):
             if value not in get_args(choices):
                 raise InputError(f"{name} is one of {', '.join(get_args(choices))}; got {value!r}")
         self.keep_fraction = keep_fraction
         self.init, self.scale, self.binarize, self.gain_count = init, scale, binarize, gain_count
+        self.score_gradient = score_gradient
         self.weight.requires_grad_(False)
         self.scores = nn.Parameter(torch.empty_like(self.weight))
+        self.register_buffer("sign_seed", torch.zeros((), dtype=torch.int64, device=self.weight.device))
         self._cache: tuple[tuple[float, str, str], Tensor, Tensor, Tensor] | None = None  # options, S, W, V
         self.reset_parameters()
 
@@ -88,10 +113,16 @@ class _Subnet(nn.Module):
         return 1 if self.binarize == "sign_gain" else 32
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cache": None}  # neither copies nor files carry what is kept for evaluation
+        state = {**self.__dict__, "_cache": None}  # neither copies nor files carry what is kept for evaluation
+        if self.selection and not self.scores.is_meta:
+            state["_counted"] = self.kept  # a copy on the meta device has no scores to count it by
+        return state
 
     def reset_parameters(self) -> None:
-        """Draw W anew by `init` and `scale`, and S ~ U(-1/sqrt(fan_in), 1/sqrt(fan_in)), as released."""
+        """Draw W anew by `init` and `scale`, and S ~ U(-1/sqrt(fan_in), 1/sqrt(fan_in)), as released.
+
+        The signs of W are `random_signs` of `sign_seed`, which is itself drawn from torch's generator.
+        """
         if not hasattr(self, "scores"):
             return  # nn.Conv2d and nn.Linear call this in their constructor, before there is anything to draw
         if self.scale == "release" and self.keep_fraction == 1:
@@ -102,22 +133,31 @@ class _Subnet(nn.Module):
         with torch.no_grad():
             self.scores.uniform_(-1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in))
             if self.init == "kaiming_normal":
-                self.weight.normal_(0, sigma)
-            elif self.init == "signed_constant":
-                self.weight.bernoulli_(0.5).mul_(2 * sigma).sub_(sigma)
+                self.weight.normal_(0, sigma).abs_()
             else:
                 self.weight.fill_(sigma)
+            if self.init != "unsigned_constant" and not self.weight.is_meta:
+                self.sign_seed.copy_(torch.randint(2**62, (), device="cpu"))
+                signs = random_signs(int(self.sign_seed), self.weight.numel())
+                self.weight.mul_(signs.view(self.weight.shape).to(self.weight.device))
             if self.bias is not None:
                 self.bias.zero_()
 
     @property
     def kept(self) -> int:
         """Number of weights kept."""
-        return kept_count(self.keep_fraction, self.weight.numel())
+        if self.selection is None:
+            return kept_count(self.keep_fraction, self.weight.numel())
+        return self._counted if self.scores.is_meta else int(self.mask().sum())
 
     def mask(self) -> Tensor:
         """M: bool tensor of the weights' shape with exactly `kept` ones."""
-        return keep_mask(self.scores, self.kept)
+        if self.selection:
+            self.selection.update()
+        return self._mask(self.scores)
+
+    def _mask(self, scores: Tensor) -> Tensor:
+        return self.selection.mask(scores) if self.selection else keep_mask(scores, self.kept)
 
     def effective_weight(self) -> Tensor:
         """V = alpha * M * sign(W), alpha = sum(|W| * M) / sum(M); V = M * W for edge-popup (`binarize="none"`).
@@ -128,13 +168,15 @@ class _Subnet(nn.Module):
         Returns:
             New tensor of the weights' shape; values in {-alpha, 0, alpha} for `binarize="sign_gain"`.
         """
+        if self.selection:
+            self.selection.update()
         return self._effective_weight().clone()
 
     def _effective_weight(self) -> Tensor:
         return _Effective.apply(self.scores, self.weight, self)
 
     def _cached_weight(self, scores: Tensor, weight: Tensor) -> Tensor:
-        if self.training or scores.is_meta or torch.compiler.is_compiling():
+        if self.training or self.selection or scores.is_meta or torch.compiler.is_compiling():
             self._cache = None
             return self._compute_weight(scores, weight)
         # Version counters miss writes through .data (Lightning's weight averaging makes them), so contents decide.
@@ -148,14 +190,26 @@ class _Subnet(nn.Module):
         return self._cache[3].detach()
 
     def _compute_weight(self, scores: Tensor, weight: Tensor) -> Tensor:
-        masked = weight * keep_mask(scores, self.kept)
+        mask = self._mask(scores)
+        masked = weight * mask
         nothing = 0 * scores.sum()  # or NaN, if a score is: what has diverged must show in the outputs
         if self.binarize == "none":
             return masked.add_(nothing)
-        count = self.kept if self.gain_count == "kept" else int(self.keep_fraction * weight.numel())
-        # An empty layer has gain 0, never NaN.
-        gain = masked.abs().sum(dtype=torch.promote_types(weight.dtype, torch.float32)) / max(count, 1)
+        gain = self._gain(masked, mask)
         return masked.sign_().mul_(gain + nothing)
+
+    def gain(self) -> Tensor:
+        """alpha, a scalar; 0 where no weight is kept, never NaN."""
+        mask = self.mask()
+        return self._gain(self.weight * mask, mask)
+
+    def _gain(self, masked: Tensor, mask: Tensor) -> Tensor:
+        # In float64 the sum of up to 2^29 equal magnitudes is exact, so that their gain is that magnitude.
+        total = masked.abs().sum(dtype=torch.float32 if masked.device.type == "mps" else torch.float64)
+        if self.selection:
+            return (total / mask.sum().clamp(min=1)).to(masked.dtype)  # counted without waiting for the device
+        count = self.kept if self.gain_count == "kept" else int(self.keep_fraction * masked.numel())
+        return (total / max(count, 1)).to(masked.dtype)
 
     def deployed_cost(self, x: Tensor, y: Tensor) -> Cost:
         """Cost of one call: kept weights stored as a mask bit each, a sign bit for the kept ones, and the gain."""
@@ -199,6 +253,8 @@ class SubnetConv2d(_Subnet, nn.Conv2d):
             without batch normalisation (behind batch normalisation it makes no difference).
         binarize: "sign_gain" for biprop, "none" for edge-popup (Ramanujan et al., CVPR 2020).
         gain_count: denominator of the gain: the number of weights kept, or floor(k * n) as released (at most 1 less).
+        score_gradient: what the gradient of the scores carries besides sign(S): W, or as an ablation sign(W), as in the
+            release before 2021-04-12.
 
     Shape:
         x: (N, in_channels, H, W); y: (N, out_channels, H', W').
@@ -224,12 +280,13 @@ class SubnetConv2d(_Subnet, nn.Conv2d):
         scale: Scale = "none",
         binarize: Binarize = "sign_gain",
         gain_count: GainCount = "kept",
+        score_gradient: ScoreGradient = "weight",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         geometry = (kernel_size, stride, padding, dilation, groups)
         super().__init__(in_channels, out_channels, *geometry, bias, padding_mode, device, dtype)
-        self._become_subnet(keep_fraction, init, scale, binarize, gain_count)
+        self._become_subnet(keep_fraction, init, scale, binarize, gain_count, score_gradient)
 
     def forward(self, x: Tensor) -> Tensor:
         return self._conv_forward(x, self._effective_weight(), self.bias)
@@ -258,11 +315,12 @@ class SubnetLinear(_Subnet, nn.Linear):
         scale: Scale = "none",
         binarize: Binarize = "sign_gain",
         gain_count: GainCount = "kept",
+        score_gradient: ScoreGradient = "weight",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(in_features, out_features, bias, device, dtype)
-        self._become_subnet(keep_fraction, init, scale, binarize, gain_count)
+        self._become_subnet(keep_fraction, init, scale, binarize, gain_count, score_gradient)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self._effective_weight(), self.bias)

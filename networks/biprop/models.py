@@ -1,34 +1,54 @@
-"""Conv-2/4/6/8, the small networks of the lottery-ticket studies (biprop's Section 3.1).
+"""Conv-2/4/6/8 and VGG-Small: chains of layers, as biprop's authors released them.
 
-They are dense; `networks.biprop.apply` makes tickets of them.
+They are dense; `networks.biprop.apply` makes tickets of them. One definition serves MPT-1/32 (activation "relu") and
+MPT-1/1 ("sign"). Layers have the names of the release, so that its checkpoints fit.
 """
 
-from typing import Any, Literal
+from typing import Literal, get_args
 
-from timm.models import register_model
 from torch import Tensor, nn
 
 from networks.binarize import Sign
 from networks.errors import InputError
+from networks.registry import register
 
 Activation = Literal["relu", "sign"]
-
-# fixed_input_size: timm's word for a network whose layers depend on the image size, given as img_size.
-default_cfgs = {
-    f"conv{depth}": {"input_size": (3, 32, 32), "num_classes": 10, "fixed_input_size": True} for depth in (2, 4, 6, 8)
-}
+Variant = Literal["lit", "full", "bn"]
 
 
-class ConvNet(nn.Module):
-    """`depth` 3x3 convolutions in pairs, each pair ended by 2x2 max pooling, and three linear layers; no biases.
+def activation_layer(activation: Activation, at_zero: int = 0) -> nn.Module:
+    """ReLU for MPT-1/32, sign for MPT-1/1."""
+    if activation not in get_args(Activation):
+        raise InputError(f"activation is 'relu' (MPT-1/32) or 'sign' (MPT-1/1); got {activation!r}")
+    return nn.ReLU() if activation == "relu" else Sign(at_zero)
 
-    activation="relu" (MPT-1/32): no batch normalisation anywhere.
-    activation="sign" (MPT-1/1): batch normalisation before every sign, pooling before the pair's second one.
+
+class _Chain(nn.Module):
+    """`convs`, then `linear` on their flattened output; pairs of 3x3 convolutions end in 2x2 max pooling. No biases."""
+
+    def __init__(self, convs: list[nn.Module], linear: list[nn.Module], num_classes: int) -> None:
+        super().__init__()
+        self.convs, self.linear, self.num_classes = nn.Sequential(*convs), nn.Sequential(*linear), num_classes
+        layers = convs + linear
+        for before, layer in zip(layers, layers[1:], strict=False):
+            if isinstance(before, Sign):
+                layer.activation_bits = 1  # type: ignore[assignment]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.convs(x).flatten(1))
+
+
+class ConvNet(_Chain):
+    """`depth` 3x3 convolutions in pairs and three linear layers (biprop's Section 3.1, after the lottery tickets').
+
+    activation="relu": no batch normalisation anywhere.
+    activation="sign": batch normalisation before every sign, pooling before the pair's second one.
 
     Args:
         depth: 2, 4, 6 or 8 convolutions.
-        activation: "relu" or "sign".
+        activation: "relu" (MPT-1/32) or "sign" (MPT-1/1).
         width: multiplies 64, 128, 256, 512 channels and 256 hidden features, each rounded down.
+        at_zero: sign of zero, 0 as released, or 1.
         num_classes: outputs.
         in_chans: channels of the images.
         img_size: side of the images in pixels, or (height, width).
@@ -45,83 +65,109 @@ class ConvNet(nn.Module):
         depth: int,
         activation: Activation = "relu",
         width: float = 1.0,
+        at_zero: int = 0,
         num_classes: int = 10,
         in_chans: int = 3,
         img_size: int | tuple[int, int] = 32,
     ) -> None:
-        super().__init__()
-        if activation not in ("relu", "sign"):
-            raise InputError(f"activation is 'relu' (MPT-1/32) or 'sign' (MPT-1/1); got {activation!r}")
-        if not 1 <= 64 * width < float("inf"):
-            raise InputError(f"width={width} is impossible: it multiplies 64 channels and is at least {1 / 64}")
         stages = depth // 2
-        height, width_px = (img_size, img_size) if isinstance(img_size, int) else img_size
-        if min(height, width_px) < 2**stages:
-            raise InputError(
-                f"conv{depth} halves its input {stages} times: it needs images of at least "
-                f"{2**stages}x{2**stages}, got {height}x{width_px}; take a shallower one or larger images"
-            )
-        self.num_classes = num_classes
-        channels = [int(64 * 2**stage * width) for stage in range(stages)]
-        hidden = self.num_features = int(256 * width)
-        flat = channels[-1] * (height >> stages) * (width_px >> stages)
+        channels = _channels([64 * 2**stage for stage in range(stages)], width)
+        hidden = int(256 * width)
+        flat = channels[-1] * _pixels(img_size, stages, f"conv{depth}")
 
-        layers: list[nn.Module] = []
+        def activate(norm: type[nn.Module], size: int) -> list[nn.Module]:
+            act = activation_layer(activation, at_zero)
+            return [act] if activation == "relu" else [norm(size), act]
+
+        convs: list[nn.Module] = []
         for cin, cout in zip([in_chans, *channels], channels, strict=False):
-            layers += [nn.Conv2d(cin, cout, 3, padding=1, bias=False), *_activate(activation, nn.BatchNorm2d, cout)]
-            pool = nn.MaxPool2d(2)
-            last = nn.Conv2d(cout, cout, 3, padding=1, bias=False)
-            if activation == "relu":
-                layers += [last, nn.ReLU(), pool]
-            else:
-                layers += [last, pool, nn.BatchNorm2d(cout), Sign()]
-        layers.append(nn.Flatten())  # (N, C, H, W) -> (N, C*H*W)
+            convs += [_conv(cin, cout), *activate(nn.BatchNorm2d, cout), _conv(cout, cout)]
+            pool, rest = nn.MaxPool2d(2), activate(nn.BatchNorm2d, cout)
+            convs += [*rest, pool] if activation == "relu" else [pool, *rest]
+        linear: list[nn.Module] = []
         for fin in (flat, hidden):
-            layers += [nn.Linear(fin, hidden, bias=False), *_activate(activation, nn.BatchNorm1d, hidden)]
-        self.features = nn.Sequential(*layers)
-        self.classifier = nn.Linear(hidden, num_classes, bias=False)
-
-        if activation == "sign":
-            weighted = [m for m in self.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-            for layer in weighted[1:]:  # the first sees the image
-                layer.activation_bits = 1  # type: ignore[assignment]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.features(x))
+            linear += [nn.Linear(fin, hidden, bias=False), *activate(nn.BatchNorm1d, hidden)]
+        super().__init__(convs, [*linear, nn.Linear(hidden, num_classes, bias=False)], num_classes)
 
 
-def _activate(activation: Activation, norm: type[nn.Module], channels: int) -> list[nn.Module]:
-    return [nn.ReLU()] if activation == "relu" else [norm(channels), Sign()]
+class VGGSmall(_Chain):
+    """VGG-Small: six 3x3 convolutions in pairs and a linear layer (biprop's Tables 1, 2, 8 and 9).
+
+    variant="lit", the class that the release's 1/32 configuration names: batch normalisation behind each pooling only;
+    with ReLU it has just two of them, one between the first two convolutions and one at the end.
+    variant="full" (released for ReLU) and "bn" (for sign), the same structure: also between the convolutions of a pair,
+    with an activation behind each. The 1.25x of the tables is "bn" at width 1.25.
+    The last activation is ReLU in all of them: the linear layer reads real numbers.
+
+    Args:
+        activation: "relu" (MPT-1/32) or "sign" (MPT-1/1).
+        variant: "lit", "full" or "bn".
+        width: multiplies 128, 256, 512 channels, each rounded down.
+        at_zero: sign of zero, 0 as released, or 1.
+        num_classes: outputs.
+        in_chans: channels of the images.
+        img_size: side of the images in pixels, or (height, width).
+
+    Shape:
+        x: (N, in_chans, H, W); returns logits (N, num_classes).
+
+    Raises:
+        InputError: images too small for the poolings, an unknown activation or variant, a width that leaves no channel.
+    """
+
+    def __init__(
+        self,
+        activation: Activation = "relu",
+        variant: Variant = "lit",
+        width: float = 1.0,
+        at_zero: int = 0,
+        num_classes: int = 10,
+        in_chans: int = 3,
+        img_size: int | tuple[int, int] = 32,
+    ) -> None:
+        if variant not in get_args(Variant):
+            raise InputError(f"variant is 'lit', 'full' (with ReLU) or 'bn' (with sign); got {variant!r}")
+        channels = _channels([128, 256, 512], width)
+        flat = channels[-1] * _pixels(img_size, 3, "vgg_small")
+        few = variant == "lit" and activation == "relu"  # activations
+        convs: list[nn.Module] = []
+        for stage, (cin, cout) in enumerate(zip([in_chans, *channels], channels, strict=False)):
+            convs.append(_conv(cin, cout))
+            if variant != "lit":
+                convs.append(nn.BatchNorm2d(cout))
+            if stage == 0 or not few:
+                convs.append(activation_layer(activation, at_zero))
+            convs += [_conv(cout, cout), nn.MaxPool2d(2), nn.BatchNorm2d(cout)]
+            if stage == 2:
+                convs.append(nn.ReLU())
+            elif not few:
+                convs.append(activation_layer(activation, at_zero))
+        super().__init__(convs, [nn.Linear(flat, num_classes, bias=False)], num_classes)
 
 
-# timm hands every entry point arguments that concern pretrained weights, of which these networks have none.
-def _create(depth: int, pretrained: bool, kwargs: dict[str, Any]) -> ConvNet:
-    if pretrained:
-        raise InputError(f"conv{depth} has no pretrained weights")
-    for name in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
-        kwargs.pop(name, None)
-    return ConvNet(depth, **kwargs)
+def _conv(cin: int, cout: int) -> nn.Conv2d:
+    return nn.Conv2d(cin, cout, 3, padding=1, bias=False)
 
 
-@register_model
-def conv2(pretrained: bool = False, **kwargs: Any) -> ConvNet:
-    """Conv-2: 4 300 992 weights at 3x32x32."""
-    return _create(2, pretrained, kwargs)
+def _channels(base: list[int], width: float) -> list[int]:
+    if not 1 <= base[0] * width < float("inf"):
+        raise InputError(f"width={width} is impossible: it multiplies {base[0]} channels and is at least {1 / base[0]}")
+    return [int(channels * width) for channels in base]
 
 
-@register_model
-def conv4(pretrained: bool = False, **kwargs: Any) -> ConvNet:
-    """Conv-4: 2 425 024 weights at 3x32x32."""
-    return _create(4, pretrained, kwargs)
+def _pixels(img_size: int | tuple[int, int], poolings: int, name: str) -> int:
+    """Pixels that are left of an image."""
+    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+    if min(height, width) < 2**poolings:
+        raise InputError(
+            f"{name} halves its input {poolings} times: it needs images of at least "
+            f"{2**poolings}x{2**poolings}, got {height}x{width}; take a shallower one or larger images"
+        )
+    return (height >> poolings) * (width >> poolings)
 
 
-@register_model
-def conv6(pretrained: bool = False, **kwargs: Any) -> ConvNet:
-    """Conv-6: 2 261 184 weights at 3x32x32."""
-    return _create(6, pretrained, kwargs)
-
-
-@register_model
-def conv8(pretrained: bool = False, **kwargs: Any) -> ConvNet:
-    """Conv-8: 5 275 840 weights at 3x32x32."""
-    return _create(8, pretrained, kwargs)
+# fixed_input_size: timm's word for a network whose layers depend on the image size, given as img_size.
+_CFG = {"input_size": (3, 32, 32), "num_classes": 10, "fixed_input_size": True}
+for _depth in (2, 4, 6, 8):
+    register(f"conv{_depth}", ConvNet, _CFG, depth=_depth)
+register("vgg_small", VGGSmall, _CFG)

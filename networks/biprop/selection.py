@@ -1,4 +1,7 @@
-"""Which weights of a layer are kept (biprop's selection, the same as edge-popup's)."""
+"""Which weights are kept (biprop's selection, the same as edge-popup's)."""
+
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -41,9 +44,7 @@ def mask_by_sort(magnitude: Tensor, kept: int) -> Tensor:
 
 def mask_by_partition(magnitude: Tensor, kept: int) -> Tensor:
     """The same on a CPU without sorting: NumPy's vectorised partition finds the smallest magnitude that is kept."""
-    if magnitude.dtype not in (torch.float32, torch.float64):
-        magnitude = magnitude.float()  # exact; NumPy has no bfloat16
-    smallest = np.partition(magnitude.numpy(), -kept)[-kept].item()
+    smallest = _order_statistic(magnitude, magnitude.numel() - kept)
     mask = magnitude >= smallest
     excess = int(mask.sum()) - kept
     if excess < 0:  # NaN compares with nothing; sorting ranks it highest
@@ -52,3 +53,62 @@ def mask_by_partition(magnitude: Tensor, kept: int) -> Tensor:
         tied = (magnitude == smallest).nonzero().flatten()
         mask[tied[:excess]] = False
     return mask
+
+
+def _order_statistic(magnitude: Tensor, rank: int) -> float:
+    """The entry that a sort would put at `rank`, counted from 0; on a CPU."""
+    if magnitude.dtype not in (torch.float32, torch.float64):
+        magnitude = magnitude.float()  # exact; NumPy has no bfloat16
+    return np.partition(magnitude.numpy(), rank)[rank].item()
+
+
+class _Scored(Protocol):
+    scores: Tensor
+    keep_fraction: float
+
+
+class GlobalSelection:
+    """One threshold for all layers of a network, as released in 2022 for the follow-up paper (CARDs, NeurIPS 2021).
+
+    Of all N scores the floor((1 - k) * N) smallest magnitudes are pruned, and what is tied with the largest of them;
+    k = 1 keeps everything, where the release prunes it. Layers of large fan-in start with small scores and are pruned
+    first, down to nothing at small k.
+
+    Args:
+        layers: masked layers, all with the same keep fraction.
+    """
+
+    def __init__(self, layers: Sequence[_Scored]) -> None:
+        self.layers = layers
+        self.threshold: float | Tensor = -1.0
+
+    def update(self, *_: object) -> None:
+        """Choose the threshold anew; the network calls this before each forward. Nothing waits for a GPU."""
+        if self.layers[0].scores.is_meta:
+            return
+        magnitude = torch.cat([layer.scores.detach().abs().flatten() for layer in self.layers])
+        pruned = int((1 - self.layers[0].keep_fraction) * magnitude.numel())
+        if not pruned:
+            self.threshold = -1.0
+        elif magnitude.device.type == "cpu":
+            self.threshold = _order_statistic(magnitude, pruned - 1)
+        else:
+            self.threshold = magnitude.kthvalue(pruned).values
+
+    def mask(self, scores: Tensor) -> Tensor:
+        """Mask of one layer by the present threshold, bool, of the scores' shape."""
+        return scores.detach().abs() > self.threshold
+
+
+def scheduled_keep_fraction(final: float, epoch: int, epochs: int = 10) -> float:
+    """Keep fraction of global selection in an epoch e = 0, 1, ...: from a half down to a final k of at most a half.
+
+    1 - k(e) = s + (0.5 - s) * (1 - e / E)^3 with s = 1 - k, as released: layers would be empty at first otherwise.
+
+    Args:
+        final: k from epoch E on; above 0.5 there is no schedule.
+        epochs: E.
+    """
+    if final > 0.5 or epoch >= epochs:
+        return final
+    return final + (0.5 - final) * (1 - epoch / epochs) ** 3

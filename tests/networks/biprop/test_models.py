@@ -72,7 +72,7 @@ def test_structure(name):
     assert kinds(on_meta(name), nn.Conv2d, nn.Linear, nn.ReLU, Sign, bn) == [depth, 3, depth + 2, 0, 0]
     signed = on_meta(name, activation="sign")
     assert kinds(signed, nn.Conv2d, nn.Linear, nn.ReLU, Sign, bn) == [depth, 3, 0, depth + 2, depth + 2]
-    order = [type(m).__name__ for m in signed.features[:7]]
+    order = [type(m).__name__ for m in signed.convs[:7]]
     assert order == ["Conv2d", "BatchNorm2d", "Sign", "Conv2d", "MaxPool2d", "BatchNorm2d", "Sign"]
 
 
