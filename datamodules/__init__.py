@@ -2,5 +2,6 @@
 
 from datamodules.cifar import CIFAR
 from datamodules.digits import Digits
+from datamodules.imagenet import ImageNet
 
-__all__ = ["CIFAR", "Digits"]
+__all__ = ["CIFAR", "Digits", "ImageNet"]

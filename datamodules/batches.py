@@ -119,9 +119,12 @@ class Batches:
         resumed, self._resumed = self._resumed, None
         here = resumed is not None and resumed["epoch"] == self.sampler.epoch
         self._position = self.sampler.start = resumed["position"] if resumed and here else 0
-        for batch in self._loader:
-            self._position += 1
-            yield batch
+        try:
+            for batch in self._loader:
+                self._position += 1
+                yield batch
+        except InputError as error:  # from a worker its text is a whole traceback, which ends with what the user needs
+            raise InputError(str(error).strip().rpartition("InputError: ")[2]) from error
         self.sampler.epoch, self._position = self.sampler.epoch + 1, 0
 
     def indices(self) -> list[list[int]]:

@@ -1,0 +1,192 @@
+"""ImageNet."""
+
+import os
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from pytorch_lightning.utilities import rank_zero_only
+from rich.console import Console
+from rich.progress import track
+from timm.data import ImageNetInfo, create_transform
+from torch import Tensor
+
+from datamodules.base import DataModule
+from datamodules.randomness import Draw
+from networks import InputError
+
+IMAGES = {"train": 1_281_167, "val": 50_000}
+SUFFIXES = (b".jpeg", b".jpg", b".png")
+# Of timm's training transform; its others change the normalisation or what comes out.
+AUGMENTATION = {
+    "train_crop_mode", "scale", "ratio", "interpolation", "hflip", "vflip", "color_jitter", "color_jitter_prob",
+    "grayscale_prob", "gaussian_blur_prob", "auto_augment", "re_prob", "re_mode", "re_count",
+}  # fmt: skip
+
+
+class ImageNet(DataModule):
+    """ImageNet-1k (Russakovsky et al. 2015): 1,281,167 photographs to train and 50,000 to validate, in 1000 classes.
+
+    They lie in <root>/imagenet/train/<synset>/*.JPEG and <root>/imagenet/val/<synset>/*.JPEG. A label is the place of
+    the synset among all 1000, so that a part of the folders has the labels of the whole. In training: a random crop of
+    0.08 to 1 of the area with sides 3:4 to 4:3, resized, and a flip. In evaluation: the short side resized to
+    image_size / crop_fraction, and the centre. Both are timm's, bilinear, normalised by ImageNet's mean and deviation.
+    Validation and test score the same images, as the field does: the labels of ImageNet's own test set are not public.
+
+    Args:
+        root: folder that has imagenet/; None means the environment variable FRUGAL_DATA, or else data/.
+        batch_size: total over all devices and accumulated steps.
+        image_size: side of the square that the network gets, pixels.
+        crop_fraction: side of the centre crop over the short side of the resized image, in evaluation; (0, 1].
+        augmentation: more arguments of timm's training transform, such as {"auto_augment": "rand-m9-mstd0.5"}.
+        check_integrity: refuse another number of classes or images than the published one.
+        num_workers: processes that prepare batches, for each device.
+
+    Batches: images (N, 3, image_size, image_size), normalised; labels (N,), 0 to 999.
+
+    Raises:
+        InputError: arguments that cannot work; in `setup`, folders that are absent, incomplete or not ImageNet's; in a
+            batch, a file that cannot be decoded.
+    """
+
+    num_classes = 1000
+    input_size: tuple[int, int, int]
+
+    def __init__(
+        self,
+        root: str | None = None,
+        batch_size: int = 256,
+        image_size: int = 224,
+        crop_fraction: float = 0.875,
+        augmentation: dict[str, Any] | None = None,
+        check_integrity: bool = True,
+        num_workers: int = 8,
+    ) -> None:
+        super().__init__(batch_size, num_workers)
+        if image_size < 1:
+            raise InputError(f"data.image_size={image_size} must be positive")
+        if not 0 < crop_fraction <= 1:
+            raise InputError(f"data.crop_fraction={crop_fraction} must be more than 0 and at most 1")
+        self.folder = Path(root or os.environ.get("FRUGAL_DATA", "data")).expanduser() / "imagenet"
+        self.input_size, self.check_integrity = (3, image_size, image_size), check_integrity
+        info = ImageNetInfo()
+        self.labels = {synset: label for label, synset in enumerate(info.label_names())}
+        # With the synset, for two classes are called "crane".
+        self.class_names = tuple(f"{name} {info.label_name_to_description(name)}" for name in info.label_names())
+        self._training = self._training_transform(augmentation or {})
+        self._evaluation = create_transform(self.input_size, crop_pct=crop_fraction, interpolation="bilinear")
+
+    def _training_transform(self, augmentation: dict[str, Any]) -> Callable[[Image.Image], Tensor]:
+        unknown = sorted(augmentation.keys() - AUGMENTATION)
+        if unknown:
+            raise InputError(f"data.augmentation has {', '.join(unknown)}; it takes {', '.join(sorted(AUGMENTATION))}")
+        arguments = {"color_jitter": None, "interpolation": "bilinear", **augmentation}
+        try:
+            return create_transform(self.input_size, is_training=True, **arguments)
+        except Exception as error:  # timm asserts, looks up and converts
+            raise InputError(f"data.augmentation={augmentation}: timm refuses it ({error!r})") from error
+
+    def setup(self, stage: str | None = None) -> None:
+        """List the files, once; the many to train only where training needs them."""
+        if not hasattr(self, "val_set"):
+            self.val_set = self.test_set = self._list("val", self._evaluation)
+        if stage in ("fit", None) and not hasattr(self, "train_set"):
+            self.train_set = self._list("train", self._training)
+
+    def _list(self, split: str, transform: Callable[[Image.Image], Tensor]) -> "Photographs":
+        folder = self.folder / split
+        classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir()) if folder.is_dir() else []
+        for name in classes:
+            if name not in self.labels:
+                raise InputError(f"{folder / name} is not named by one of ImageNet's 1000 synsets: move it elsewhere")
+        names: list[bytes] = []
+        labels: list[int] = []
+        silent = rank_zero_only.rank > 0  # type: ignore[attr-defined]
+        for name in track(classes, f"listing {split}", console=Console(stderr=True), transient=True, disable=silent):
+            files = sorted(os.listdir(os.fsencode(folder / name)))
+            files = [os.path.join(os.fsencode(name), file) for file in files if file.lower().endswith(SUFFIXES)]
+            names += files
+            labels += [self.labels[name]] * len(files)
+        if not names:
+            raise InputError(
+                f"no ImageNet in {folder}: register at image-net.org, fetch ILSVRC2012_img_train.tar and "
+                "ILSVRC2012_img_val.tar, and unpack each class's images into a folder named by its synset, "
+                f"{self.folder}/train/n01440764/*.JPEG and val likewise, or say with --data.root or FRUGAL_DATA where "
+                "imagenet/ is"
+            )
+        if self.check_integrity and (len(classes), len(names)) != (self.num_classes, IMAGES[split]):
+            raise InputError(
+                f"{folder} has {len(classes)} classes and {len(names)} images, not {self.num_classes} and "
+                f"{IMAGES[split]}: complete it, or take this part as it is with --data.check_integrity false"
+            )
+        return Photographs(folder, np.array(names), np.array(labels), self.input_size, transform)
+
+
+class Photographs:
+    """Photographs in files, decoded and transformed when a batch asks for them.
+
+    Args:
+        folder: where they are.
+        names: (M,), bytes, of the files in it.
+        labels: (M,), integers.
+        size: (3, H, W).
+        transform: from an RGB image to a tensor of that size; may draw from the global CPU generators of Python, NumPy
+            and torch, which are seeded by the draw for each image, and left as they were.
+
+    `dataset[draw]` gives inputs (N, 3, H, W), float32, and labels (N,), int64.
+
+    Raises:
+        InputError: a file that cannot be decoded.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        names: np.ndarray,  # no list of str: to count references is to write, and would copy it into every worker
+        labels: np.ndarray,
+        size: tuple[int, int, int],
+        transform: Callable[[Image.Image], Tensor],
+    ) -> None:
+        self.folder, self.names, self.labels = folder, names, labels.astype(np.int64)
+        self.size, self.transform = size, transform
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, draw: Draw) -> tuple[Tensor, Tensor]:
+        images = torch.empty(len(draw.indices), *self.size)
+        # A seed for each generator: NumPy's and torch's are one algorithm, and would give the same bits.
+        seeds = (draw.uniform(3) * 2**32).astype(np.int64).tolist()
+        with _generators_restored():
+            for place, (index, (of_python, of_numpy, of_torch)) in enumerate(zip(draw.indices, seeds, strict=True)):
+                image = _decode(self.folder / os.fsdecode(self.names[index]))
+                random.seed(of_python)
+                np.random.seed(of_numpy)  # noqa: NPY002
+                torch.default_generator.manual_seed(of_torch)  # torch.manual_seed would seed GPUs too
+                images[place] = self.transform(image)
+        return images, torch.from_numpy(self.labels[draw.indices])
+
+
+def _decode(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")  # some are grey, CMYK or have a palette
+    except Exception as error:  # damaged bytes can raise anything
+        raise InputError(f"{path} cannot be decoded ({error}): unpack it again from ImageNet's archive") from error
+
+
+@contextmanager
+def _generators_restored() -> Iterator[None]:
+    """The states of the global CPU generators of Python, NumPy and torch are afterwards what they were."""
+    of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)  # noqa: NPY002
