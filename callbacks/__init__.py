@@ -6,6 +6,7 @@ from callbacks.curves import TrainingCurves
 from callbacks.exact_resume import ExactResume
 from callbacks.finite_loss import FiniteLoss
 from callbacks.last_checkpoint import LastCheckpoint
+from callbacks.layer_monitor import LayerMonitor
 from callbacks.predictions import PredictionWriter
 from callbacks.progress import ProgressBar
 
@@ -15,6 +16,7 @@ __all__ = [
     "ExactResume",
     "FiniteLoss",
     "LastCheckpoint",
+    "LayerMonitor",
     "PredictionWriter",
     "ProgressBar",
     "TrainingCurves",

@@ -3,12 +3,18 @@
 from typing import Any
 
 import torch
+from pytorch_lightning import Callback
 from pytorch_lightning.cli import OptimizerCallable
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 
 import networks
+from callbacks.layer_monitor import LayerMonitor
 from lightning_modules.classifier import Classifier, Network, Schedule
-from networks.biprop.layers import Binarize, GainCount, Init, Scale
+from networks import bits
+from networks.biprop import subnet_layers
+from networks.biprop.layers import Binarize, GainCount, Init, Scale, ScoreGradient
+from networks.biprop.selection import scheduled_keep_fraction
+from networks.biprop.surgery import Selection
 
 
 class Biprop(Classifier):
@@ -17,7 +23,8 @@ class Biprop(Classifier):
     Every weight has a trained score. Each forward keeps, layer by layer, the fraction of weights with the largest
     score magnitude, replaces them by their signs times one gain, and sets the rest to zero; gradients reach the
     scores straight through. MPT-1/32 has real activations, MPT-1/1 the networks' form with `activation: sign`.
-    Recipes are in configs/biprop/.
+    Recipes are in configs/biprop/. After each epoch it logs, for each layer, layers/kept_fraction, layers/gain and
+    layers/mask_flips (the share of the layer's weights that were kept or pruned anew), drawn into layers.png.
 
     Args:
         network, num_classes, input_size, network_args, optimizer, schedule, warmup_epochs, label_smoothing,
@@ -27,13 +34,27 @@ class Biprop(Classifier):
         scale: divisor of their variance; None means "kept" without batch normalisation and "none" with it.
         binarize: "sign_gain" for biprop, "none" for edge-popup.
         gain_count: denominator of the gain.
+        score_gradient: "weight" for the gradient that carries W, "sign" as an ablation for that with sign(W).
+        selection: "layer" keeps the fraction in each layer, "global" in the network as a whole.
+        selection_epochs: with global selection and a keep fraction of at most 0.5, the epochs in which the fraction
+            goes down to it from 0.5; validation scores those networks too, so take last.ckpt, not best.ckpt.
         train_bn: train scale and shift of batch normalisation with the scores (the paper's +BN).
+        dense_first, dense_last: train the first or last layer's weights instead of masking them.
 
     Raises:
         InputError: a keep fraction outside (0, 1], and all that Classifier refuses.
     """
 
-    defining = (*Classifier.defining, "keep_fraction", "binarize", "gain_count", "train_bn")
+    defining = (
+        *Classifier.defining,
+        "keep_fraction",
+        "binarize",
+        "gain_count",
+        "selection",
+        "train_bn",
+        "dense_first",
+        "dense_last",
+    )
 
     def __init__(
         self,
@@ -51,7 +72,12 @@ class Biprop(Classifier):
         scale: Scale | None = None,
         binarize: Binarize = "sign_gain",
         gain_count: GainCount = "kept",
+        score_gradient: ScoreGradient = "weight",
+        selection: Selection = "layer",
+        selection_epochs: int = 10,
         train_bn: bool = False,
+        dense_first: bool = False,
+        dense_last: bool = False,
     ) -> None:
         super().__init__(
             network,
@@ -71,8 +97,14 @@ class Biprop(Classifier):
             scale=scale,
             binarize=binarize,
             gain_count=gain_count,
+            score_gradient=score_gradient,
+            selection=selection,
             train_bn=train_bn,
+            dense_first=dense_first,
+            dense_last=dense_last,
         )
+        self.keep_fraction, self.selection, self.selection_epochs = keep_fraction, selection, selection_epochs
+        self._masks: dict[str, torch.Tensor] = {}  # of the last call of layer_metrics, packed
         rank_zero_info(f"biprop: {len(masked)} layers masked, keep fraction {keep_fraction}")
         rows = networks.complexity.count(self.network, self.input_size).layers
         idle = [layer.name for layer in rows if networks.complexity.NOT_CALLED in layer.uncounted]
@@ -80,3 +112,40 @@ class Biprop(Classifier):
             rank_zero_warn(
                 f"the network uses the weights of {', '.join(idle)} without calling them: they stay unmasked"
             )
+
+    def configure_callbacks(self) -> list[Callback]:
+        return [LayerMonitor()]
+
+    def on_train_epoch_start(self) -> None:
+        if self.selection == "global":
+            fraction = scheduled_keep_fraction(self.keep_fraction, self.current_epoch, self.selection_epochs)
+            networks.biprop.set_keep_fraction(self.network, fraction)
+
+    def layer_metrics(self) -> dict[str, dict[str, float]]:
+        """Kept fraction, gain and mask flips of each layer, these since the last call; warns of layers that are empty."""
+        kept, gain, flips = {}, {}, {}
+        for name, layer in subnet_layers(self.network).items():
+            mask = bits.pack(layer.mask())
+            n, before = layer.weight.numel(), self._masks.get(name, mask)
+            kept[name] = int(bits.unpack(mask, n).sum()) / n
+            gain[name] = float(layer.gain())
+            flips[name] = int(bits.unpack(mask ^ before, n).sum()) / n
+            self._masks[name] = mask
+        empty = [name for name, fraction in kept.items() if not fraction]
+        if empty:
+            rank_zero_warn(f"{', '.join(empty)} keep no weight and give zeros: take a larger keep fraction")
+        return {"kept_fraction": kept, "gain": gain, "mask_flips": flips}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        layers = subnet_layers(self.network).values()
+        checkpoint["biprop"] = {
+            "masks": self._masks,
+            "keep_fraction": next((layer.keep_fraction for layer in layers), self.keep_fraction),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        state = checkpoint.get("biprop", {"masks": {}, "keep_fraction": self.keep_fraction})
+        self._masks = state["masks"]
+        networks.biprop.set_keep_fraction(self.network, state["keep_fraction"])

@@ -1,156 +1,20 @@
 """biprop: multi-prize lottery tickets, found by pruning and binarising a random network."""
 
-import re
-import warnings
-from typing import Any, Literal, get_args
-
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
-
-from networks import surgery
 from networks.biprop import models, resnets
-from networks.biprop.layers import Binarize, GainCount, Init, Scale, ScoreGradient, SubnetConv2d, SubnetLinear
-from networks.biprop.selection import GlobalSelection
-from networks.errors import InputError
+from networks.biprop.layers import SubnetConv2d, SubnetLinear
+from networks.biprop.surgery import apply, set_keep_fraction, subnet_layers
+from networks.biprop.tickets import fold, load_ticket, plain_state_dict, save_ticket
 
-__all__ = ["SubnetConv2d", "SubnetLinear", "apply", "models", "resnets", "set_keep_fraction", "subnet_layers"]
-
-Selection = Literal["layer", "global"]
-
-
-def apply(
-    network: nn.Module,
-    keep_fraction: float = 0.5,
-    *,
-    init: Init = "kaiming_normal",
-    scale: Scale | None = None,
-    binarize: Binarize = "sign_gain",
-    gain_count: GainCount = "kept",
-    score_gradient: ScoreGradient = "weight",
-    selection: Selection = "layer",
-    train_bn: bool = False,
-    dense_first: bool = False,
-    dense_last: bool = False,
-) -> list[str]:
-    """Make a network a ticket, in place: convolutions and linear layers become masked layers without bias, drawn anew.
-
-    Afterwards only scores are trained. Batch normalisation loses its scale and shift (they would be 1 and 0), or with
-    `train_bn` trains them along, the paper's +BN. Every other parameter is frozen as it stands. Warns when no layer
-    was replaced, and then leaves the network as it was; names layers that keep no weight, and subclasses of the two
-    layer types, which it passes over.
-
-    Args:
-        network: any network; layers of exactly nn.Conv2d and nn.Linear are replaced, first and last included.
-        keep_fraction: fraction of each layer's weights that is kept, 0 < k <= 1.
-        init, scale, binarize, gain_count, score_gradient: as in SubnetConv2d. `scale` None means "kept" in a network
-            without batch normalisation, where the released divisor stalls learning at small keep fractions, and "none"
-            elsewhere.
-        selection: "layer", the paper's, or "global": one threshold for all layers, see GlobalSelection.
-        train_bn: train scale and shift of batch normalisation along with the scores.
-        dense_first, dense_last: leave the first or last of those layers, in the order of the network's modules, an
-            ordinary one whose weights are trained. The paper masks both.
-
-    Returns:
-        Dotted names of the replaced layers.
-
-    Raises:
-        InputError: keep_fraction outside (0, 1], or an option that is not in its list; the network is as it was.
-    """
-    if selection not in get_args(Selection):
-        raise InputError(f"selection is one of {', '.join(get_args(Selection))}; got {selection!r}")
-    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
-    if scale is None:
-        scale = "none" if norms else "kept"
-    options: dict[str, Any] = dict(
-        keep_fraction=keep_fraction,
-        init=init,
-        scale=scale,
-        binarize=binarize,
-        gain_count=gain_count,
-        score_gradient=score_gradient,
-    )
-
-    def masked(layer: nn.Module) -> SubnetConv2d | SubnetLinear:
-        if isinstance(layer, nn.Linear):
-            return SubnetLinear(layer.in_features, layer.out_features, **options)
-        assert isinstance(layer, nn.Conv2d)
-        shape = (
-            "in_channels",
-            "out_channels",
-            "kernel_size",
-            "stride",
-            "padding",
-            "dilation",
-            "groups",
-            "padding_mode",
-        )
-        arguments = {name: getattr(layer, name) for name in shape}
-        return SubnetConv2d(**arguments, **options)
-
-    masked(nn.Linear(1, 1))  # wrong options are refused before anything is touched
-    types = (nn.Conv2d, nn.Linear)
-    candidates = [name for name, layer in network.named_modules(remove_duplicate=False) if type(layer) in types]
-    dense = {*candidates[: int(dense_first)], *candidates[len(candidates) - int(dense_last) :]}
-    chosen = "|".join(re.escape(name) for name in candidates if name not in dense)
-    names = surgery.replace(network, masked, types, f"^({chosen})$") if chosen else []
-    if names:
-        _freeze(network, norms, train_bn, [network.get_submodule(name) for name in dense])
-    layers = subnet_layers(network)
-    if names and selection == "global":
-        chosen_by = GlobalSelection(list(layers.values()))
-        for layer in layers.values():
-            layer.selection = chosen_by
-        network.register_forward_pre_hook(chosen_by.update)
-    _warn(network, names)
-    return names
-
-
-def subnet_layers(network: nn.Module) -> dict[str, SubnetConv2d | SubnetLinear]:
-    """The masked layers of a network by their dotted names."""
-    return {name: layer for name, layer in network.named_modules() if isinstance(layer, SubnetConv2d | SubnetLinear)}
-
-
-def set_keep_fraction(network: nn.Module, keep_fraction: float) -> None:
-    """Keep another fraction from now on, in all masked layers; weights are not drawn anew.
-
-    Raises:
-        InputError: keep_fraction outside (0, 1].
-    """
-    for layer in subnet_layers(network).values():
-        layer.keep_fraction = keep_fraction
-
-
-def _freeze(network: nn.Module, norms: list[_BatchNorm], train_bn: bool, dense: list[nn.Module]) -> None:
-    """Train scores, what is left dense, and with `train_bn` scale and shift of batch normalisation."""
-    for parameter in network.parameters():
-        parameter.requires_grad_(False)
-    for layer in subnet_layers(network).values():
-        layer.scores.requires_grad_(True)
-    for module in dense:
-        module.requires_grad_(True)
-    for norm in norms:
-        if train_bn:
-            norm.reset_parameters()  # scale 1, shift 0, also where a library starts a block's last scale at 0
-            norm.requires_grad_(True)
-        else:
-            norm.affine = False
-            norm.register_parameter("weight", None)
-            norm.register_parameter("bias", None)
-
-
-def _warn(network: nn.Module, replaced: list[str]) -> None:
-    passed_over = [
-        f"{name} ({type(layer).__name__})"
-        for name, layer in network.named_modules()
-        if isinstance(layer, nn.Conv2d | nn.Linear)
-        and not isinstance(layer, SubnetConv2d | SubnetLinear)
-        and type(layer) not in (nn.Conv2d, nn.Linear)
-    ]
-    if not replaced:
-        warnings.warn("biprop replaced no layer: the network has no nn.Conv2d or nn.Linear to mask", stacklevel=3)
-    if passed_over:
-        warnings.warn(f"biprop left special layers dense and frozen: {', '.join(passed_over)}", stacklevel=3)
-    layers = subnet_layers(network)
-    empty = [name for name, layer in layers.items() if not layer.scores.is_meta and layer.kept == 0]
-    if empty:
-        warnings.warn(f"{', '.join(empty)} keep no weight and give zeros: take a larger keep fraction", stacklevel=3)
+__all__ = [
+    "SubnetConv2d",
+    "SubnetLinear",
+    "apply",
+    "fold",
+    "load_ticket",
+    "models",
+    "plain_state_dict",
+    "resnets",
+    "save_ticket",
+    "set_keep_fraction",
+    "subnet_layers",
+]

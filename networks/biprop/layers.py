@@ -134,6 +134,7 @@ class _Subnet(nn.Module):
             self.scores.uniform_(-1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in))
             if self.init == "kaiming_normal":
                 self.weight.normal_(0, sigma).abs_()
+                self.weight.clamp_(min=torch.finfo(self.weight.dtype).tiny)  # generators give 0 now and then: no sign
             else:
                 self.weight.fill_(sigma)
             if self.init != "unsigned_constant" and not self.weight.is_meta:

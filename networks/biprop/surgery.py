@@ -1,0 +1,157 @@
+"""Make a network a ticket."""
+
+import re
+import warnings
+from collections.abc import Iterable
+from typing import Any, Literal, get_args
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from networks import surgery
+from networks.biprop.layers import Binarize, GainCount, Init, Scale, ScoreGradient, SubnetConv2d, SubnetLinear
+from networks.biprop.selection import GlobalSelection
+from networks.errors import InputError
+
+Selection = Literal["layer", "global"]
+
+MASKABLE = (nn.Conv2d, nn.Linear)  # exactly these: a subclass computes something else
+GEOMETRY = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+
+
+def apply(
+    network: nn.Module,
+    keep_fraction: float = 0.5,
+    *,
+    init: Init = "kaiming_normal",
+    scale: Scale | None = None,
+    binarize: Binarize = "sign_gain",
+    gain_count: GainCount = "kept",
+    score_gradient: ScoreGradient = "weight",
+    selection: Selection = "layer",
+    train_bn: bool = False,
+    dense_first: bool = False,
+    dense_last: bool = False,
+) -> list[str]:
+    """Make a network a ticket, in place: convolutions and linear layers become masked layers without bias, drawn anew.
+
+    Afterwards only scores are trained. Batch normalisation loses its scale and shift (they would be 1 and 0), or with
+    `train_bn` trains them along, the paper's +BN. Every other parameter is frozen as it stands. Warns when no layer
+    was replaced, and then leaves the network as it was; names layers that keep no weight, and subclasses of the two
+    layer types, which it passes over.
+
+    Args:
+        network: any network; layers of exactly nn.Conv2d and nn.Linear are replaced, first and last included.
+        keep_fraction: fraction of each layer's weights that is kept, 0 < k <= 1.
+        init, scale, binarize, gain_count, score_gradient: as in SubnetConv2d. `scale` None means "kept" in a network
+            without batch normalisation, where the released divisor stalls learning at small keep fractions, and "none"
+            elsewhere.
+        selection: "layer", the paper's, or "global": one threshold for all layers, see GlobalSelection.
+        train_bn: train scale and shift of batch normalisation along with the scores.
+        dense_first, dense_last: leave the first or last of those layers, in the order of the network's modules, an
+            ordinary one whose weights are trained. The paper masks both.
+
+    Returns:
+        Dotted names of the replaced layers.
+
+    Raises:
+        InputError: keep_fraction outside (0, 1], or an option that is not in its list; the network is as it was.
+    """
+    if selection not in get_args(Selection):
+        raise InputError(f"selection is one of {', '.join(get_args(Selection))}; got {selection!r}")
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    if scale is None:
+        scale = "none" if norms else "kept"
+    options: dict[str, Any] = dict(
+        keep_fraction=keep_fraction,
+        init=init,
+        scale=scale,
+        binarize=binarize,
+        gain_count=gain_count,
+        score_gradient=score_gradient,
+    )
+    _subnet(nn.Linear(1, 1), **options)  # wrong options are refused before anything is touched
+    candidates = [name for name, layer in network.named_modules(remove_duplicate=False) if type(layer) in MASKABLE]
+    dense = {*candidates[: int(dense_first)], *candidates[len(candidates) - int(dense_last) :]}
+    names = replace_by_name(network, [name for name in candidates if name not in dense], **options)
+    if names:
+        _freeze(network, norms, train_bn, [network.get_submodule(name) for name in dense])
+    layers = subnet_layers(network)
+    if names and selection == "global":
+        chosen_by = GlobalSelection(list(layers.values()))
+        for layer in layers.values():
+            layer.selection = chosen_by
+        network.register_forward_pre_hook(chosen_by.update)
+    _warn(network, names)
+    return names
+
+
+def replace_by_name(network: nn.Module, names: Iterable[str], **options: Any) -> list[str]:
+    """Put masked layers in place of the named convolutions and linear layers; options are those of SubnetConv2d."""
+    pattern = "|".join(re.escape(name) for name in names)
+    return surgery.replace(network, lambda layer: _subnet(layer, **options), MASKABLE, f"^({pattern})$")
+
+
+def _subnet(layer: nn.Module, **options: Any) -> SubnetConv2d | SubnetLinear:
+    if isinstance(layer, nn.Linear):
+        return SubnetLinear(layer.in_features, layer.out_features, **options)
+    assert isinstance(layer, nn.Conv2d)
+    return SubnetConv2d(**{name: getattr(layer, name) for name in GEOMETRY}, **options)
+
+
+def drop_affine(modules: Iterable[nn.Module]) -> None:
+    """Take scale and shift from batch normalisation, which computes as with 1 and 0."""
+    for norm in modules:
+        if isinstance(norm, _BatchNorm):
+            norm.affine = False
+            norm.register_parameter("weight", None)
+            norm.register_parameter("bias", None)
+
+
+def subnet_layers(network: nn.Module) -> dict[str, SubnetConv2d | SubnetLinear]:
+    """The masked layers of a network by their dotted names."""
+    return {name: layer for name, layer in network.named_modules() if isinstance(layer, SubnetConv2d | SubnetLinear)}
+
+
+def set_keep_fraction(network: nn.Module, keep_fraction: float) -> None:
+    """Keep another fraction from now on, in all masked layers; weights are not drawn anew.
+
+    Raises:
+        InputError: keep_fraction outside (0, 1].
+    """
+    for layer in subnet_layers(network).values():
+        layer.keep_fraction = keep_fraction
+
+
+def _freeze(network: nn.Module, norms: list[_BatchNorm], train_bn: bool, dense: list[nn.Module]) -> None:
+    """Train scores, what is left dense, and with `train_bn` scale and shift of batch normalisation."""
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+    for layer in subnet_layers(network).values():
+        layer.scores.requires_grad_(True)
+    for module in dense:
+        module.requires_grad_(True)
+    if not train_bn:
+        drop_affine(norms)
+        return
+    for norm in norms:
+        norm.reset_parameters()  # scale 1, shift 0, also where a library starts a block's last scale at 0
+        norm.requires_grad_(True)
+
+
+def _warn(network: nn.Module, replaced: list[str]) -> None:
+    passed_over = [
+        f"{name} ({type(layer).__name__})"
+        for name, layer in network.named_modules()
+        if isinstance(layer, nn.Conv2d | nn.Linear)
+        and not isinstance(layer, SubnetConv2d | SubnetLinear)
+        and type(layer) not in MASKABLE
+    ]
+    if not replaced:
+        warnings.warn("biprop replaced no layer: the network has no nn.Conv2d or nn.Linear to mask", stacklevel=3)
+    if passed_over:
+        warnings.warn(f"biprop left special layers dense and frozen: {', '.join(passed_over)}", stacklevel=3)
+    layers = subnet_layers(network)
+    empty = [name for name, layer in layers.items() if not layer.scores.is_meta and layer.kept == 0]
+    if empty:
+        warnings.warn(f"{', '.join(empty)} keep no weight and give zeros: take a larger keep fraction", stacklevel=3)
