@@ -32,14 +32,14 @@ def checkpoint_path(folder: Path, given: str | None) -> Path | None:
     return path
 
 
-def read(path: Path) -> dict[str, Any]:
-    """A checkpoint without the values of its tensors; nothing in it is executed.
+def read(path: Path, device: str = "meta") -> dict[str, Any]:
+    """A checkpoint, on the meta device without the values of its tensors; nothing in it is executed.
 
     Raises:
         InputError: it is no whole checkpoint.
     """
     try:
-        checkpoint = torch.load(path, map_location="meta", weights_only=True, mmap=True)
+        checkpoint = torch.load(path, map_location=device, weights_only=True, mmap=True)
         if "state_dict" not in checkpoint:
             raise KeyError("state_dict")
         return checkpoint

@@ -32,7 +32,7 @@ from commands import resume, run_folder
 from commands.hardware import check_gpus
 from commands.parser import Parser
 from datamodules.base import DataModule, check_batch_size
-from lightning_modules import Classifier
+from lightning_modules import Biprop, Classifier
 from lightning_modules.classifier import check_epochs
 from networks import InputError
 
@@ -133,6 +133,7 @@ class FrugalCLI(LightningCLI):
             self.resolved.pop("ckpt_path")  # belongs to the command
             self._choose_folders(config)
             self.ckpt_path = self._find_checkpoint(Path(config.checkpoint.dirpath), config.ckpt_path)
+            self.ticket = self._find_ticket()
             self.checkpoint = resume.read(self.ckpt_path) if self.ckpt_path else {}
             path = self.ckpt_path
             self.resuming = path is not None and path.resolve().is_relative_to(self.folder.resolve())
@@ -166,6 +167,15 @@ class FrugalCLI(LightningCLI):
             rank_zero_info(f"no checkpoint in {folder} yet: training starts at the beginning")
             return None
         return resume.checkpoint_path(folder, given)
+
+    def _find_ticket(self) -> Path | None:
+        """A ticket file stands for a checkpoint where nothing is trained."""
+        if self.ckpt_path is None or self.ckpt_path.suffix != ".safetensors":
+            return None
+        if self.subcommand == "fit":
+            raise InputError(f"{self.ckpt_path} is a ticket: it can be scored, but has no scores to train further")
+        ticket, self.ckpt_path = self.ckpt_path, None
+        return ticket
 
     def _choose_loggers(self, config: Namespace) -> None:
         """Loggers write to the run folder, and W&B goes on with the run's own id."""
@@ -210,6 +220,10 @@ class FrugalCLI(LightningCLI):
         check_gpus(self.trainer)
         if self.ckpt_path:
             resume.check(self.ckpt_path, self.checkpoint, self.model)
+        if self.ticket:
+            if not isinstance(self.model, Biprop):
+                raise InputError(f"{self.ticket} is a ticket of Biprop's, not of {type(self.model).__name__}'s")
+            self.model.load_ticket(self.ticket)
         if isinstance(self.datamodule, DataModule):
             check_batch_size(self.datamodule.batch_size, self.trainer, subcommand == "fit")
             if self.trainer.is_global_zero:

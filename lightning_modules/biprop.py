@@ -1,5 +1,6 @@
 """biprop: multi-prize lottery tickets (Diffenderfer & Kailkhura, ICLR 2021)."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 import networks
 from callbacks.layer_monitor import LayerMonitor
 from lightning_modules.classifier import Classifier, Network, Schedule
-from networks import bits
+from networks import InputError, bits
 from networks.biprop import subnet_layers
 from networks.biprop.layers import Binarize, GainCount, Init, Scale, ScoreGradient
 from networks.biprop.selection import scheduled_keep_fraction
@@ -112,6 +113,26 @@ class Biprop(Classifier):
             rank_zero_warn(
                 f"the network uses the weights of {', '.join(idle)} without calling them: they stay unmasked"
             )
+
+    @property
+    def architecture(self) -> dict[str, Any] | None:
+        """Arguments of `networks.create` for the network; None where it was given as a module."""
+        if "network" not in self.hparams:
+            return None
+        args = {key: value for key, value in (self.hparams["network_args"] or {}).items() if key != "pretrained"}
+        size = list(self.input_size)
+        return {"name": self.hparams["network"], "input_size": size, "num_classes": self.num_classes, "args": args}
+
+    def load_ticket(self, path: str | Path) -> None:
+        """Take the ticket in a file for the network, to score it.
+
+        Raises:
+            InputError: it is damaged, or of another network.
+        """
+        ours, theirs = self.architecture, networks.biprop.tickets.architecture(path)
+        if ours and theirs and ours != theirs:
+            raise InputError(f"{path} is a ticket of {theirs}, this model is {ours}: give the config of its network")
+        self.network = networks.biprop.load_ticket(path, networks.create(**ours) if ours else None)
 
     def configure_callbacks(self) -> list[Callback]:
         return [LayerMonitor()]

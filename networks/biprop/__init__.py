@@ -1,7 +1,8 @@
 """biprop: multi-prize lottery tickets, found by pruning and binarising a random network."""
 
-from networks.biprop import models, resnets
+from networks.biprop import models, resnets, tickets
 from networks.biprop.layers import SubnetConv2d, SubnetLinear
+from networks.biprop.release import from_release
 from networks.biprop.surgery import apply, set_keep_fraction, subnet_layers
 from networks.biprop.tickets import fold, load_ticket, plain_state_dict, save_ticket
 
@@ -10,6 +11,7 @@ __all__ = [
     "SubnetLinear",
     "apply",
     "fold",
+    "from_release",
     "load_ticket",
     "models",
     "plain_state_dict",
@@ -17,4 +19,5 @@ __all__ = [
     "save_ticket",
     "set_keep_fraction",
     "subnet_layers",
+    "tickets",
 ]

@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import timm
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -75,8 +76,13 @@ def save_ticket(
         "signs_sha256": digest.hexdigest(),
     }
     metadata["sha256"] = _sha256(metadata, tensors)
+    write(path, tensors, metadata)
+
+
+def write(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file, whole or not at all."""
     partial = Path(f"{path}.partial")
-    save_file(tensors, partial, metadata)
+    partial.write_bytes(save(dict(tensors), dict(metadata or {})))
     os.replace(partial, path)
 
 
@@ -95,10 +101,7 @@ def load_ticket(path: str | Path, network: nn.Module | None = None) -> nn.Module
     """
     metadata, tensors = read(path)
     if network is None:
-        architecture = json.loads(metadata["architecture"])
-        if architecture is None:
-            raise InputError(f"{path} does not say which network it is of: give load_ticket the ordinary network")
-        network = _build(architecture)
+        network = _build(path, json.loads(metadata["architecture"]))
     table = {row["name"]: row for row in json.loads(metadata["layers"])}
     try:
         _become(network, table, tensors, metadata["signs_sha256"])
@@ -126,6 +129,11 @@ def read(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     if metadata.pop("sha256", None) != _sha256(metadata, tensors):
         raise InputError(f"{path} was changed since it was written (its SHA-256 differs): copy it again")
     return metadata, tensors
+
+
+def architecture(path: str | Path) -> dict[str, Any] | None:
+    """Arguments of `networks.create` for the network of a ticket file, where it names it."""
+    return json.loads(read(path)[0]["architecture"])
 
 
 def plain_state_dict(ticket: nn.Module, ordinary: nn.Module) -> dict[str, Tensor]:
@@ -163,8 +171,11 @@ def fold(layer: SubnetConv2d | SubnetLinear, norm: _BatchNorm) -> tuple[Tensor, 
     return ternary, scale * layer.gain(), shift if norm.bias is None else shift + norm.bias
 
 
-def _build(architecture: Mapping[str, Any]) -> nn.Module:
+def _build(path: str | Path, architecture: dict[str, Any] | None) -> nn.Module:
     """The ordinary network, in float32, with the random generator as it was."""
+    # An import path would be code that a file makes us run, so only the registry's names are built.
+    if architecture is None or not timm.is_model(architecture["name"]):
+        raise InputError(f"{path} is a ticket of a network of your own: give it, or the config that it was trained with")
     dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
