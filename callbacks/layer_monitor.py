@@ -40,7 +40,7 @@ class LayerMonitor(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not _listens(trainer):
             return
-        metrics: dict[str, dict[str, float]] = pl_module.layer_metrics()  # type: ignore[operator, assignment]
+        metrics: dict[str, dict[str, float]] = pl_module.layer_metrics()  # type: ignore[operator]
         self.history.append(metrics)
         self.epochs.append(trainer.current_epoch)
         flat = {f"layers/{name}/{layer}": v for name, values in metrics.items() for layer, v in values.items()}
@@ -65,6 +65,7 @@ def _listens(trainer: Trainer) -> bool:
 def draw(epochs: list[int], history: list[dict[str, dict[str, float]]], path: str) -> None:
     """Draw a map of layers by epochs for each metric into a PNG file."""
     import numpy as np
+    from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -74,7 +75,10 @@ def draw(epochs: list[int], history: list[dict[str, dict[str, float]]], path: st
     extent = (epochs[0] + 0.5, epochs[-1] + 1.5, len(layers) - 0.5, -0.5)
     for i, (axes, name) in enumerate(zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True)):
         values = np.array([[row[name][layer] for row in history] for layer in layers])
-        image = axes.imshow(values, aspect="auto", interpolation="nearest", extent=extent)
+        wide = values.min() > 0 and values.max() > 10 * values.min()
+        image = axes.imshow(
+            values, aspect="auto", interpolation="nearest", extent=extent, norm=LogNorm() if wide else None
+        )
         figure.colorbar(image, ax=axes)
         axes.set_yticks(range(len(layers)), layers if i == 0 else [], fontsize=8 if len(layers) < 60 else 4)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

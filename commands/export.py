@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn

@@ -1,4 +1,7 @@
-"""Where a run lives: runs/<path of the config>/seed<k>/, so that a later step, a resume and a table find it."""
+"""Where a run lives: runs/<path of the config>/seed<k>/, so that a later step, a resume and a table find it.
+
+A run of a W&B sweep lives in runs/<path of the config>/sweep_<id of the sweep>/<id of the run>/seed<k>/.
+"""
 
 import argparse
 import fcntl
@@ -40,7 +43,13 @@ def run_folder(configs: list[str], seed: int | bool) -> Path:
         home = saved.parent if saved.name in EVALUATIONS else saved
         home = home.relative_to(Path.cwd()) if home.is_relative_to(Path.cwd()) else home
         return home if home.name.split(".")[0] == _seed(seed) else home.with_name(_seed(seed))
-    return Path("runs") / config_path(configs) / _seed(seed)
+    return Path("runs") / config_path(configs) / _sweep() / _seed(seed)
+
+
+def _sweep() -> Path:
+    """What `wandb agent` adds, for its runs have the config in common, differ in options, and may run at once."""
+    sweep, run = os.environ.get("WANDB_SWEEP_ID"), os.environ.get("WANDB_RUN_ID")
+    return Path(f"sweep_{sweep}", run) if sweep and run else Path()
 
 
 def _seed(seed: int | bool) -> str:

@@ -194,7 +194,8 @@ class FrugalCLI(LightningCLI):
             if logger.init_args.get("name", "") is None:
                 logger.init_args.name = str(self.folder)
             if logger.class_path.endswith("WandbLogger"):
-                logger.init_args.id = wandb_id = logger.init_args.id or kept or secrets.token_hex(4)
+                wandb_id = logger.init_args.id or kept or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
+                logger.init_args.id = wandb_id
         self.save_config_kwargs = {"resolved": self.resolved, "wandb_id": wandb_id}
 
     def _choose_callbacks(self, config: Namespace) -> None:

@@ -143,7 +143,7 @@ class Biprop(Classifier):
             networks.biprop.set_keep_fraction(self.network, fraction)
 
     def layer_metrics(self) -> dict[str, dict[str, float]]:
-        """Kept fraction, gain and mask flips of each layer, these since the last call; warns of layers that are empty."""
+        """Kept fraction, gain and mask flips (since the last call) of each layer; warns of those that are empty."""
         kept, gain, flips = {}, {}, {}
         for name, layer in subnet_layers(self.network).items():
             mask = bits.pack(layer.mask())

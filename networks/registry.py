@@ -55,7 +55,7 @@ def register(name: str, build: Callable[..., nn.Module], cfg: dict[str, Any], **
         name: timm name.
         build: gives the network.
         cfg: timm's description of it: `input_size`, `num_classes`, ...
-        fixed: arguments of `build` that make this architecture; others can be given to `timm.create_model`.
+        fixed: arguments of `build` that make this architecture; the others can be given to `timm.create_model`.
     """
 
     def entry_point(pretrained: bool = False, **kwargs: Any) -> nn.Module:
@@ -63,7 +63,7 @@ def register(name: str, build: Callable[..., nn.Module], cfg: dict[str, Any], **
             raise InputError(f"{name} has no pretrained weights")
         for key in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):  # timm gives these to all
             kwargs.pop(key, None)
-        return build(**{**fixed, **kwargs})
+        return build(**{"num_classes": cfg["num_classes"], **kwargs}, **fixed)
 
     module = build.__module__
     entry_point.__name__, entry_point.__module__, entry_point.__doc__ = name, module, build.__doc__

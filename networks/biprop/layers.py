@@ -68,6 +68,7 @@ class _Subnet(nn.Module):
     sign_seed: Tensor  # from which the signs of W were drawn, scalar, int64
     activation_bits: int = 32
     selection: GlobalSelection | None = None  # None: this layer selects by itself
+    _counted: int  # weights that a global selection keeps, in a copy on the meta device
 
     def _become_subnet(
         self,

@@ -4,6 +4,7 @@ They are dense; `networks.biprop.apply` makes tickets of them. One definition se
 MPT-1/1 ("sign"). Layers have the names of the release, so that its checkpoints fit.
 """
 
+from itertools import pairwise
 from typing import Literal, get_args
 
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ class _Chain(nn.Module):
         super().__init__()
         self.convs, self.linear, self.num_classes = nn.Sequential(*convs), nn.Sequential(*linear), num_classes
         layers = convs + linear
-        for before, layer in zip(layers, layers[1:], strict=False):
+        for before, layer in pairwise(layers):
             if isinstance(before, Sign):
                 layer.activation_bits = 1  # type: ignore[assignment]
 

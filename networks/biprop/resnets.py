@@ -4,7 +4,7 @@ They are dense; `networks.biprop.apply` makes tickets of them. They are timm's R
 differs is the stem for CIFAR's images, the order of the stem's layers, and that no layer has a bias.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 from timm.models.resnet import BasicBlock, Bottleneck
 from timm.models.resnet import ResNet as TimmResNet
@@ -70,6 +70,8 @@ class ResNet(TimmResNet):
             raise InputError(f"version is 1, or 2 in a network of basic blocks; got {version}")
         activation_layer(activation, at_zero)  # refuses what it does not know
         small = stem == "cifar"
+        # timm's deep stem is the one whose channels can be chosen; its three convolutions are replaced below
+        deep: dict[str, Any] = {"stem_type": "deep", "stem_width": channels[0] // 2} if small else {}
         super().__init__(
             SumBlock if version == 2 else block,  # type: ignore[arg-type]
             layers,
@@ -77,15 +79,14 @@ class ResNet(TimmResNet):
             in_chans,
             channels=channels,
             base_width=base_width,
-            # timm's deep stem is the one whose channels can be chosen; its three convolutions are replaced below
-            **({"stem_type": "deep", "stem_width": channels[0] // 2} if small else {}),
+            **deep,
             act_layer=lambda inplace=True: activation_layer(activation, at_zero),
             zero_init_last=False,
         )
         if small:
-            self.conv1 = nn.Conv2d(in_chans, channels[0], 3, padding=1, bias=False)
-            nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
-            self.maxpool = nn.Identity()
+            conv = nn.Conv2d(in_chans, channels[0], 3, padding=1, bias=False)
+            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+            self.conv1, self.maxpool = conv, nn.Identity()  # type: ignore[assignment]
         self.fc = nn.Linear(self.num_features, num_classes, bias=False)
         if version == 2:
             self.stem = ("conv1", "maxpool", "bn1", "act1")
@@ -99,7 +100,7 @@ class ResNet(TimmResNet):
                     layer.activation_bits = 1  # type: ignore[assignment]
 
     def forward_features(self, x: Tensor) -> Tensor:
-        stages = [info["module"] for info in self.feature_info[1:]]
+        stages = [str(info["module"]) for info in self.feature_info[1:]]
         for name in (*self.stem, *stages):
             x = getattr(self, name)(x)
         return x
@@ -108,12 +109,10 @@ class ResNet(TimmResNet):
 _CIFAR = {"input_size": (3, 32, 32), "num_classes": 10, "first_conv": "conv1", "classifier": "fc"}
 _IMAGENET = {"input_size": (3, 224, 224), "num_classes": 1000, "first_conv": "conv1", "classifier": "fc"}
 
-register("cifar_resnet18", ResNet, _CIFAR, layers=(2, 2, 2, 2), stem="cifar", num_classes=10)
+register("cifar_resnet18", ResNet, _CIFAR, layers=(2, 2, 2, 2), stem="cifar")
 for _depth, _blocks in ((20, 3), (32, 5), (44, 7), (56, 9), (110, 18)):
     _layers = (_blocks,) * 3
-    register(
-        f"cifar_resnet{_depth}", ResNet, _CIFAR, layers=_layers, channels=(16, 32, 64), stem="cifar", num_classes=10
-    )
+    register(f"cifar_resnet{_depth}", ResNet, _CIFAR, layers=_layers, channels=(16, 32, 64), stem="cifar")
 register("imagenet_resnet18", ResNet, _IMAGENET, layers=(2, 2, 2, 2))
 register("imagenet_resnet34", ResNet, _IMAGENET, layers=(3, 4, 6, 3))
 register("imagenet_resnet50", ResNet, _IMAGENET, layers=(3, 4, 6, 3), block=Bottleneck)

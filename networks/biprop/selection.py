@@ -63,8 +63,10 @@ def _order_statistic(magnitude: Tensor, rank: int) -> float:
 
 
 class _Scored(Protocol):
-    scores: Tensor
-    keep_fraction: float
+    @property
+    def scores(self) -> Tensor: ...
+    @property
+    def keep_fraction(self) -> float: ...
 
 
 class GlobalSelection:

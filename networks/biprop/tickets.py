@@ -175,7 +175,9 @@ def _build(path: str | Path, architecture: dict[str, Any] | None) -> nn.Module:
     """The ordinary network, in float32, with the random generator as it was."""
     # An import path would be code that a file makes us run, so only the registry's names are built.
     if architecture is None or not timm.is_model(architecture["name"]):
-        raise InputError(f"{path} is a ticket of a network of your own: give it, or the config that it was trained with")
+        raise InputError(
+            f"{path} is a ticket of a network of your own: give it, or the config that it was trained with"
+        )
     dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:

@@ -201,7 +201,7 @@ def test_the_last_checkpoint_is_of_the_last_epoch_however_rare_validation_is(her
 
 def test_a_trained_ticket_loads_in_python(here):
     module = Biprop.load_from_checkpoint(f"{CHECKPOINTS}/last.ckpt", weights_only=True)
-    assert module.network.classifier.keep_fraction == 0.5
+    assert module.network.linear[-1].keep_fraction == 0.5
     assert module.num_classes == 10
 
 

@@ -176,7 +176,7 @@ def test_load_from_checkpoint_rebuilds_the_ticket(tmp_path):
     loaded = Biprop.load_from_checkpoint(tmp_path / "ticket.ckpt", weights_only=True)
     x = torch.randn(5, 1, 8, 8)
     assert torch.equal(loaded.eval()(x), module.eval()(x))
-    assert loaded.network.classifier.keep_fraction == 0.3
+    assert loaded.network.linear[-1].keep_fraction == 0.3
 
 
 def test_a_network_whose_output_is_no_single_tensor_is_left_to_its_module():

@@ -254,7 +254,7 @@ def test_table_shows_layers_totals_and_the_definition():
     networks.biprop.apply(net, 0.5)
     lines = str(count(net, (1, 8, 8))).splitlines()
     assert lines[0].split()[:3] == ["layer", "type", "output"]
-    assert lines[2].split()[:3] == ["features.0", "SubnetConv2d", "64x8x8"]
+    assert lines[2].split()[:3] == ["convs.0", "SubnetConv2d", "64x8x8"]
     assert "multiply-adds, each counted once, for one input of 1x8x8" in lines[-1]
     assert "overhead" not in lines[0]
     assert complexity.Report().params == 0

@@ -21,7 +21,7 @@ def test_networks_by_import_path_get_what_they_name(tmp_path, monkeypatch):
 
 
 def test_image_size_goes_to_networks_that_depend_on_it_and_to_no_other():
-    assert create("conv2", (1, 8, 12), 10).features[6].in_features == 64 * 4 * 6
+    assert create("conv2", (1, 8, 12), 10).linear[0].in_features == 64 * 4 * 6
     assert create("vit_tiny_patch16_224", (3, 64, 64), 10).pos_embed.shape[1] == 1 + 4 * 4
     assert create("resnet18", (3, 64, 64), 10).num_classes == 10
     with pytest.raises(InputError, match="conv2 cannot be built"):

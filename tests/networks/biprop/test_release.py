@@ -123,5 +123,5 @@ def test_plus_bn_keeps_its_scale_and_shift():
 def test_another_network_is_refused():
     net = timm.create_model("conv4", activation="sign")
     networks.biprop.apply(net, KEEP)
-    with pytest.raises(InputError, match="of another network: .* are missing, 0 unknown"):
+    with pytest.raises(InputError, match=r"of another network: .* are missing, 0 unknown"):
         from_release(released(ReleasedConv2()), net)

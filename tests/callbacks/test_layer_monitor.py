@@ -1,0 +1,102 @@
+"""What is logged of each layer after every epoch."""
+
+import pytest
+import torch
+from pytorch_lightning import Callback, Trainer, seed_everything
+from pytorch_lightning.loggers import CSVLogger
+
+from callbacks import ExactResume, LastCheckpoint, LayerMonitor
+from datamodules import Digits
+from lightning_modules import Biprop
+from networks.biprop import subnet_layers
+
+
+class Stop(Callback):
+    """Ends a run in a step, as SIGTERM would."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, *args):
+        if trainer.global_step == self.step:
+            next(c for c in trainer.callbacks if isinstance(c, LastCheckpoint))._signal = 15
+
+
+class Masks(Callback):
+    """The masks before training and after each epoch."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_start(self, trainer, module):
+        self.on_train_epoch_end(trainer, module)
+
+    def on_train_epoch_end(self, trainer, module):
+        self.seen.append({name: layer.mask() for name, layer in subnet_layers(module.network).items()})
+
+
+def run(folder, logger=True, callbacks=(), resume=False, epochs=3, **options):
+    seed_everything(0)
+    module = Biprop("conv2", 10, (1, 8, 8), {"width": 0.1, "img_size": 8}, **options)
+    trainer = Trainer(
+        max_epochs=epochs, default_root_dir=folder, logger=CSVLogger(folder, "", "") if logger else False,
+        callbacks=[ExactResume(), LastCheckpoint(folder / "checkpoints"), *callbacks],
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    stopped = any(isinstance(callback, Stop) for callback in callbacks)
+    with pytest.raises(SystemExit) if stopped else torch.enable_grad():
+        trainer.fit(module, Digits(), ckpt_path=folder / "checkpoints/last.ckpt" if resume else None, weights_only=True)
+    return next(c for c in trainer.callbacks if isinstance(c, LayerMonitor)), module, trainer
+
+
+def test_kept_fraction_gain_and_flips_are_those_of_the_masks(tmp_path):
+    masks = Masks()
+    monitor, module, _ = run(tmp_path, callbacks=[masks], keep_fraction=0.3)
+    assert monitor.epochs == [0, 1, 2]
+    layers = subnet_layers(module.network)
+    assert len(layers) == 5
+    for row, before, after in zip(monitor.history, masks.seen[:-1], masks.seen[1:], strict=True):
+        for name, layer in layers.items():
+            assert row["kept_fraction"][name] == layer.kept / layer.weight.numel()
+            assert row["mask_flips"][name] == (before[name] ^ after[name]).double().mean().item()
+            kept = layer.weight[after[name]].abs().double()
+            assert row["gain"][name] == pytest.approx(kept.mean().item(), rel=1e-6)
+    assert sum(monitor.history[0]["mask_flips"].values()) > 0
+    logged = (tmp_path / "metrics.csv").read_text()
+    last = monitor.history[-1]["mask_flips"]["linear.0"]
+    assert "layers/mask_flips/linear.0" in logged
+    assert str(last) in logged
+    assert (tmp_path / "layers.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_nothing_is_computed_when_nothing_listens(tmp_path, monkeypatch):
+    monkeypatch.setattr(Biprop, "layer_metrics", lambda self: pytest.fail("computed"))
+    run(tmp_path, logger=False, epochs=1)
+    assert not (tmp_path / "layers.png").exists()
+
+
+@pytest.mark.parametrize("step", [39, 50])  # at the end of an epoch, and inside the next
+def test_a_resumed_run_has_the_same_history(tmp_path, step):
+    whole, _, _ = run(tmp_path / "whole")
+    run(tmp_path / "parts", callbacks=[Stop(step)])
+    parts, _, _ = run(tmp_path / "parts", resume=True)
+    assert parts.history == whole.history
+    assert parts.epochs == whole.epochs
+
+
+def test_global_selection_follows_its_schedule_and_checkpoints_carry_the_fraction(tmp_path):
+    with pytest.warns(UserWarning, match="keep no weight and give zeros"):
+        monitor, module, _ = run(tmp_path, selection="global", keep_fraction=0.05, selection_epochs=2)
+    layers = subnet_layers(module.network)
+    sizes = {name: layer.weight.numel() for name, layer in layers.items()}
+    total = sum(sizes.values())
+    for row, sparsity in zip(monitor.history, [0.5, 0.95 - 0.45 / 8, 0.95], strict=True):
+        kept = sum(row["kept_fraction"][name] * n for name, n in sizes.items())
+        assert kept == pytest.approx(total - int(sparsity * total), abs=2)  # ties at the threshold are pruned
+    run(tmp_path / "early", selection="global", keep_fraction=0.05, selection_epochs=9, epochs=1)
+    again = Biprop(
+        "conv2", 10, (1, 8, 8), {"width": 0.1, "img_size": 8}, selection="global", keep_fraction=0.05,
+        selection_epochs=9,
+    )  # fmt: skip
+    again.on_load_checkpoint(torch.load(tmp_path / "early/checkpoints/last.ckpt", weights_only=True))
+    assert {layer.keep_fraction for layer in subnet_layers(again.network).values()} == {0.5}
