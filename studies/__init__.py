@@ -1,0 +1,1 @@
+"""Experiments that are more than one fit, and what is made of their results."""

@@ -1,0 +1,63 @@
+"""Curves and a table of results: python -m studies.curves results/biprop/cifar10/short/*.json --png docs/curves.png"""
+
+import argparse
+import json
+import math
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Draw val/top1 by epoch of several results, and print their test accuracies as a table in Markdown."""
+    parser = argparse.ArgumentParser("python -m studies.curves", description=main.__doc__)
+    parser.add_argument("results", nargs="+", type=Path, help="files that `frugal seeds` wrote")
+    parser.add_argument("--png", type=Path, required=True, help="picture to draw")
+    options = parser.parse_args(arguments)
+    results = {path.stem: json.loads(path.read_text()) for path in options.results}
+    draw(results, options.png)
+    print(table(results))
+
+
+def curve(result: Mapping[str, Any], metric: str = "val/top1") -> list[tuple[int, float]]:
+    """(epochs done, mean over the seeds) wherever every seed has the metric."""
+    rows = zip(*(run["curve"] for run in result["runs"]), strict=True)
+    return [
+        (row[0]["epoch"] + 1, statistics.fmean(seed[metric] for seed in row))
+        for row in rows
+        if all(metric in seed for seed in row)
+    ]
+
+
+def draw(results: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """One line for each result, the best at the top of the legend."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for name, result in sorted(results.items(), key=lambda item: -curve(item[1])[-1][1]):
+        points = curve(result)
+        axes.plot([x for x, _ in points], [y for _, y in points], marker=".", label=name)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel="epoch", ylabel="val/top1")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(path, dpi=110)
+
+
+def table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Mean test/top1 with its standard error, epochs, and hours of all seeds together."""
+    lines = ["| result | test/top1 | seeds | epochs | hours |", "|---|---|---|---|---|"]
+    for name, result in results.items():
+        top1, runs = result["metrics"]["test/top1"], result["runs"]
+        error = "" if top1["standard_error"] is None else f" ± {top1['standard_error']:.4f}"
+        hours = math.fsum(run["hours"] for run in runs)
+        seeds = ", ".join(map(str, result["seeds"]))
+        lines.append(f"| `{name}` | {top1['mean']:.4f}{error} | {seeds} | {runs[0]['epochs']} | {hours:.2f} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
