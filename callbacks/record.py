@@ -51,7 +51,7 @@ class RunRecord(SaveConfigCallback):
         (folder / "config.yaml").write_text(yaml.safe_dump(self.resolved, sort_keys=False))
         (folder / "run.json").write_text(json.dumps(record, indent=2) + "\n")
         for logger in trainer.loggers:
-            logged = {"config": self.resolved, "run": record}
+            logged = {"resolved": self.resolved, "run": record}  # `config` is a parameter of our sweeps
             logger.log_hyperparams(
                 logged if stage == "fit" else {stage: logged}
             )  # a test goes on in the run of its fit

@@ -1,5 +1,10 @@
+import json
 from pathlib import Path
 
+import pytest
+import wandb
+
+import frugal
 from commands.run_folder import run_folder, set_aside, typed_configs
 
 
@@ -20,6 +25,39 @@ def test_a_saved_config_belongs_to_its_run(tmp_path, monkeypatch):
     assert run_folder(["runs/a/seed0.1/config.yaml"], 0) == Path("runs/a/seed0.1")
     assert run_folder(["runs/a/seed0/test/config.yaml"], 0) == Path("runs/a/seed0")
     assert run_folder(["runs/a/seed0/config.yaml"], 2) == Path("runs/a/seed2")
+
+
+@pytest.fixture
+def agent(tmp_path, monkeypatch):
+    """What `wandb agent` gives to a run of a sweep, in an empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_SWEEP_ID", "s")
+    monkeypatch.setenv("WANDB_RUN_ID", "r")
+    wandb.teardown()  # W&B reads the environment once
+    yield
+    wandb.teardown()
+
+
+def test_runs_of_a_sweep_have_their_own_folders(agent, monkeypatch):
+    config = "configs/a/b.yaml"
+    assert run_folder([config], 3) == Path("runs/a/b/sweep_s/r/seed3")
+    monkeypatch.delenv("WANDB_SWEEP_ID")
+    assert run_folder([config], 3) == Path("runs/a/b/seed3")
+
+
+def test_a_run_of_a_sweep_has_the_agents_id_and_is_found_again(agent, monkeypatch):
+    Path("small.yaml").write_text(
+        "model: {class_path: Biprop, init_args: {network: conv2, network_args: {width: 0.1}}}"
+    )
+    short = ("max_epochs=1", "limit_train_batches=1", "limit_val_batches=1", "enable_progress_bar=false")
+    wandb_offline = ("logger=WandbLogger", "logger.offline=true")
+    frugal.main(["fit", "--config=small.yaml", *(f"--trainer.{option}" for option in short + wandb_offline)])
+    folder = Path("runs/small/sweep_s/r/seed0")
+    assert json.loads((folder / "run.json").read_text())["wandb_id"] == "r"
+    assert [path.name.split("-")[-1] for path in folder.glob("wandb/offline-run-*")] == ["r"]
+    for name in ("WANDB_SWEEP_ID", "WANDB_RUN_ID"):  # later, in a shell
+        monkeypatch.delenv(name)
+    assert run_folder([str(folder / "config.yaml")], 0) == folder
 
 
 def test_setting_aside_never_overwrites(tmp_path):
