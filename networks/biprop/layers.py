@@ -68,7 +68,7 @@ class _Subnet(nn.Module):
     sign_seed: Tensor  # from which the signs of W were drawn, scalar, int64
     activation_bits: int = 32
     selection: GlobalSelection | None = None  # None: this layer selects by itself
-    _counted: int  # weights that a global selection keeps, in a copy on the meta device
+    _counted: int | None = None  # weights that a global selection keeps, in a copy on the meta device
 
     def _become_subnet(
         self,
@@ -150,12 +150,16 @@ class _Subnet(nn.Module):
         """Number of weights kept."""
         if self.selection is None:
             return kept_count(self.keep_fraction, self.weight.numel())
-        return self._counted if self.scores.is_meta else int(self.mask().sum())
+        if not self.scores.is_meta:
+            return int(self.mask().sum())
+        if self._counted is None:
+            raise InputError("what a global selection keeps depends on the scores, and on the meta device are none")
+        return self._counted
 
     def mask(self) -> Tensor:
         """M: bool tensor of the weights' shape with exactly `kept` ones."""
         if self.selection:
-            self.selection.update()
+            self.selection.refresh()
         return self._mask(self.scores)
 
     def _mask(self, scores: Tensor) -> Tensor:
@@ -171,7 +175,7 @@ class _Subnet(nn.Module):
             New tensor of the weights' shape; values in {-alpha, 0, alpha} for `binarize="sign_gain"`.
         """
         if self.selection:
-            self.selection.update()
+            self.selection.refresh()
         return self._effective_weight().clone()
 
     def _effective_weight(self) -> Tensor:

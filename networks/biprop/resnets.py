@@ -50,7 +50,7 @@ class ResNet(TimmResNet):
         x: (N, in_chans, H, W); returns logits (N, num_classes).
 
     Raises:
-        InputError: an unknown activation, or a version that does not exist.
+        InputError: an unknown activation or stem, or a version that does not exist.
     """
 
     def __init__(
@@ -66,6 +66,8 @@ class ResNet(TimmResNet):
         num_classes: int = 1000,
         in_chans: int = 3,
     ) -> None:
+        if stem not in ("cifar", "imagenet"):
+            raise InputError(f"stem is 'cifar' or 'imagenet'; got {stem!r}")
         if version not in (1, 2) or (version == 2 and block is not BasicBlock):
             raise InputError(f"version is 1, or 2 in a network of basic blocks; got {version}")
         activation_layer(activation, at_zero)  # refuses what it does not know

@@ -83,11 +83,22 @@ class GlobalSelection:
     def __init__(self, layers: Sequence[_Scored]) -> None:
         self.layers = layers
         self.threshold: float | Tensor = -1.0
+        self._seen: object = None
+
+    def refresh(self) -> None:
+        """Choose the threshold anew if a score has changed, in any way that PyTorch counts."""
+        if self._seen != self._versions():
+            self.update()
+
+    def _versions(self) -> object:
+        scores = [layer.scores for layer in self.layers]
+        return self.layers[0].keep_fraction, [(id(s), s.data_ptr(), s._version) for s in scores if not s.is_meta]
 
     def update(self, *_: object) -> None:
         """Choose the threshold anew; the network calls this before each forward. Nothing waits for a GPU."""
         if self.layers[0].scores.is_meta:
             return
+        self._seen = self._versions()
         magnitude = torch.cat([layer.scores.detach().abs().flatten() for layer in self.layers])
         pruned = int((1 - self.layers[0].keep_fraction) * magnitude.numel())
         if not pruned:

@@ -71,11 +71,13 @@ def apply(
         score_gradient=score_gradient,
     )
     _subnet(nn.Linear(1, 1), **options)  # wrong options are refused before anything is touched
-    candidates = [name for name, layer in network.named_modules(remove_duplicate=False) if type(layer) in MASKABLE]
-    dense = {*candidates[: int(dense_first)], *candidates[len(candidates) - int(dense_last) :]}
-    names = replace_by_name(network, [name for name in candidates if name not in dense], **options)
+    maskable = [layer for layer in network.modules() if type(layer) in MASKABLE]
+    dense = {*maskable[: int(dense_first)], *maskable[len(maskable) - int(dense_last) :]}
+    candidates = network.named_modules(remove_duplicate=False)
+    chosen = [name for name, layer in candidates if type(layer) in MASKABLE and layer not in dense]
+    names = replace_by_name(network, chosen, **options)
     if names:
-        _freeze(network, norms, train_bn, [network.get_submodule(name) for name in dense])
+        _freeze(network, norms, train_bn, dense)
     layers = subnet_layers(network)
     if names and selection == "global":
         chosen_by = GlobalSelection(list(layers.values()))
@@ -93,9 +95,10 @@ def replace_by_name(network: nn.Module, names: Iterable[str], **options: Any) ->
 
 
 def _subnet(layer: nn.Module, **options: Any) -> SubnetConv2d | SubnetLinear:
+    assert isinstance(layer, nn.Conv2d | nn.Linear)
+    options["device"] = layer.weight.device
     if isinstance(layer, nn.Linear):
         return SubnetLinear(layer.in_features, layer.out_features, **options)
-    assert isinstance(layer, nn.Conv2d)
     return SubnetConv2d(**{name: getattr(layer, name) for name in GEOMETRY}, **options)
 
 
@@ -123,7 +126,7 @@ def set_keep_fraction(network: nn.Module, keep_fraction: float) -> None:
         layer.keep_fraction = keep_fraction
 
 
-def _freeze(network: nn.Module, norms: list[_BatchNorm], train_bn: bool, dense: list[nn.Module]) -> None:
+def _freeze(network: nn.Module, norms: list[_BatchNorm], train_bn: bool, dense: Iterable[nn.Module]) -> None:
     """Train scores, what is left dense, and with `train_bn` scale and shift of batch normalisation."""
     for parameter in network.parameters():
         parameter.requires_grad_(False)

@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import timm
 import torch
@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from networks import bits, registry
+from networks.binarize import Sign
 from networks.biprop.layers import SubnetConv2d, SubnetLinear, random_signs
 from networks.biprop.selection import kept_count
-from networks.biprop.surgery import drop_affine, replace_by_name, subnet_layers
+from networks.biprop.surgery import GEOMETRY, drop_affine, replace_by_name
 from networks.errors import InputError
 
 FORMAT = "frugal biprop ticket 1"
@@ -43,9 +44,14 @@ def save_ticket(
             Layers whose signs their seed does not give, such as those of a released checkpoint, get bits in any case.
 
     Raises:
-        InputError: there is no masked layer, or kept weights that are more than a sign and a gain (edge-popup's).
+        InputError: there is no masked layer, kept weights that are more than a sign and a gain (edge-popup's), or an
+            architecture without a name.
     """
-    layers = subnet_layers(network)
+    if signs not in get_args(Signs):
+        raise InputError(f"signs is one of {', '.join(get_args(Signs))}; got {signs!r}")
+    if architecture is not None and not {"name", "input_size"} <= architecture.keys():
+        raise InputError(f"architecture has the arguments of networks.create, name and input_size; got {architecture}")
+    layers = _layers(network)
     if not layers:
         raise InputError("the network has no masked layer: networks.biprop.apply makes a ticket of it")
     ours = {f"{name}.{part}" for name in layers for part in ("weight", "scores", "sign_seed")}
@@ -68,15 +74,18 @@ def save_ticket(
         digest.update(kept_signs.numpy().tobytes())
         n, kept = mask.numel(), int(mask.sum())
         fraction = layer.keep_fraction if kept_count(layer.keep_fraction, n) == kept else max((kept - 0.5) / n, 1e-20)
-        table.append({"name": name, "keep_fraction": fraction, "sign_seed": seed if drawn else None})
-    metadata = {
+        row = {"name": name, "keep_fraction": fraction, "sign_seed": seed if drawn else None}
+        table.append({**row, "geometry": _geometry(layer)})
+    content: dict[str, Any] = {
         "format": FORMAT,
-        "architecture": json.dumps(architecture),
-        "layers": json.dumps(table),
+        "architecture": architecture and dict(architecture),
+        "layers": table,
+        "activations": _activations(network),
         "signs_sha256": digest.hexdigest(),
     }
-    metadata["sha256"] = _sha256(metadata, tensors)
-    write(path, tensors, metadata)
+    text = json.dumps(content)
+    # One entry, for safetensors writes several in any order; the text itself is hashed, so that no bit of it is free.
+    write(path, tensors, {"ticket": f"{_sha256(text, tensors)} {text}"})
 
 
 def write(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -94,24 +103,25 @@ def load_ticket(path: str | Path, network: nn.Module | None = None) -> nn.Module
 
     Args:
         path: of a file that `save_ticket` wrote; nothing in it is executed.
-        network: the ordinary network, changed in place; None builds the one that the file names.
+        network: the ordinary network, changed in place; None builds the one that the file names. Names, shapes and
+            activations are compared, but not how its layers are connected.
 
     Raises:
         InputError: the file is cut short, changed by as much as a bit, or of another network.
     """
-    metadata, tensors = read(path)
+    content, tensors = read(path)
     if network is None:
-        network = _build(path, json.loads(metadata["architecture"]))
-    table = {row["name"]: row for row in json.loads(metadata["layers"])}
+        network = _build(path, content["architecture"])
+    table = {row["name"]: row for row in content["layers"]}
     try:
-        _become(network, table, tensors, metadata["signs_sha256"])
-    except (AttributeError, RuntimeError, TypeError) as error:
+        _become(network, table, tensors, content)
+    except (KeyError, RuntimeError) as error:
         raise InputError(f"{path} is a ticket of another network: {str(error).splitlines()[-1].strip()}") from error
     return network.eval().requires_grad_(False)
 
 
-def read(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Metadata and tensors of a ticket file, checked against its SHA-256.
+def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What a ticket file says of itself, and its tensors, checked against its SHA-256.
 
     Raises:
         InputError: there is no such file, or it is no whole and unchanged ticket.
@@ -120,20 +130,23 @@ def read(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         raise InputError(f"no ticket at {path}: `frugal export CHECKPOINT --ticket FILE` writes one")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            sha256, _, text = (file.metadata() or {}).get("ticket", "").partition(" ")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
     except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise InputError(f"{path} is cut short or damaged, copy it again ({error})") from error
-    if metadata.get("format") != FORMAT:
-        raise InputError(f"{path} is no ticket of this version: its format is {metadata.get('format')!r}")
-    if metadata.pop("sha256", None) != _sha256(metadata, tensors):
+    if not text:
+        raise InputError(f"{path} is no ticket: `frugal export CHECKPOINT --ticket FILE` writes one")
+    if sha256 != _sha256(text, tensors):
         raise InputError(f"{path} was changed since it was written (its SHA-256 differs): copy it again")
-    return metadata, tensors
+    content = json.loads(text)
+    if content["format"] != FORMAT:
+        raise InputError(f"{path} is a ticket of another version, {content['format']!r}: write it again with this one")
+    return content, tensors
 
 
 def architecture(path: str | Path) -> dict[str, Any] | None:
     """Arguments of `networks.create` for the network of a ticket file, where it names it."""
-    return json.loads(read(path)[0]["architecture"])
+    return read(path)[0]["architecture"]
 
 
 def plain_state_dict(ticket: nn.Module, ordinary: nn.Module) -> dict[str, Tensor]:
@@ -142,16 +155,24 @@ def plain_state_dict(ticket: nn.Module, ordinary: nn.Module) -> dict[str, Tensor
     Args:
         ticket: a ticket of that network.
         ordinary: the same network without our layers; it only says which tensors it has.
+
+    Raises:
+        InputError: it is another network.
     """
-    state = ticket.state_dict()
-    state |= {f"{name}.weight": layer.effective_weight() for name, layer in subnet_layers(ticket).items()}
-    absent = {".weight": torch.ones_like, ".bias": torch.zeros_like}  # batch normalisation's, and biases
-    return {
-        name: state[name].detach().cpu().clone()
-        if name in state
-        else absent["." + name.rpartition(".")[2]](tensor, device="cpu")
-        for name, tensor in ordinary.state_dict().items()
-    }
+    state, wanted, layers = ticket.state_dict(), ordinary.state_dict(), _layers(ticket)
+    state |= {f"{name}.weight": layer.effective_weight() for name, layer in layers.items()}
+    for name, module in ordinary.named_modules():  # what a ticket does without: scale and shift of 1 and 0, biases
+        if isinstance(module, _BatchNorm) and module.affine:
+            state.setdefault(f"{name}.weight", torch.ones_like(module.weight))
+            state.setdefault(f"{name}.bias", torch.zeros_like(module.bias))
+        elif name in layers and getattr(module, "bias", None) is not None:
+            state.setdefault(f"{name}.bias", torch.zeros_like(module.bias))
+    state = {name: tensor for name, tensor in state.items() if not name.endswith((".scores", ".sign_seed"))}
+    wrong = [name for name in state.keys() & wanted.keys() if state[name].shape != wanted[name].shape]
+    wrong += sorted(state.keys() ^ wanted.keys())
+    if wrong:
+        raise InputError(f"the ordinary network is another than the ticket's: {min(wrong)} differs")
+    return {name: state[name].detach().cpu().clone() for name in wanted}
 
 
 def fold(layer: SubnetConv2d | SubnetLinear, norm: _BatchNorm) -> tuple[Tensor, Tensor, Tensor]:
@@ -161,13 +182,21 @@ def fold(layer: SubnetConv2d | SubnetLinear, norm: _BatchNorm) -> tuple[Tensor, 
 
     Returns:
         Weights in {-1, 0, 1} of the layer's shape, int8; scale and shift, (C_out,).
+
+    Raises:
+        InputError: batch normalisation without running statistics, or edge-popup's real weights.
     """
     if norm.running_mean is None or norm.running_var is None:
         raise InputError("batch normalisation without running statistics cannot be folded")
+    if layer.binarize == "none":
+        raise InputError("edge-popup keeps real weights: there are no integers to fold")
     ternary = (layer.weight.sign() * layer.mask()).to(torch.int8)
-    spread = torch.rsqrt(norm.running_var + norm.eps)
-    scale = spread if norm.weight is None else spread * norm.weight
-    shift = -norm.running_mean * scale
+    scale, shift = torch.rsqrt(norm.running_var + norm.eps), -norm.running_mean
+    if layer.bias is not None:
+        shift = shift + layer.bias
+    if norm.weight is not None:
+        scale = scale * norm.weight
+    shift = shift * scale
     return ternary, scale * layer.gain(), shift if norm.bias is None else shift + norm.bias
 
 
@@ -188,38 +217,60 @@ def _build(path: str | Path, architecture: dict[str, Any] | None) -> nn.Module:
 
 
 def _become(
-    network: nn.Module, table: Mapping[str, Mapping[str, Any]], tensors: Mapping[str, Tensor], signs_sha256: str
+    network: nn.Module, table: Mapping[str, Mapping[str, Any]], tensors: Mapping[str, Tensor], content: Mapping
 ) -> None:
     """Make an ordinary network the ticket that a file holds."""
+    device = next(network.parameters()).device
+    if _activations(network) != content["activations"]:
+        raise RuntimeError(f"its activations are {content['activations']}, here are {_activations(network)}")
     with torch.random.fork_rng(devices=[]):  # the weights that layers begin with are overwritten
-        replace_by_name(network, table, init="unsigned_constant")
+        absent = table.keys() - replace_by_name(network, table, init="unsigned_constant")
+    if absent:
+        raise RuntimeError(f"there is no layer {min(absent)} here")
     drop_affine([m for name, m in network.named_modules() if f"{name}.weight" not in tensors])
     parts = {f"{name}.{part}" for name in table for part in ("mask", "gain", "signs")}
     state = {name: tensor for name, tensor in tensors.items() if name not in parts}
     digest = hashlib.sha256()
-    for name, layer in subnet_layers(network).items():
+    for name, layer in _layers(network).items():
         row, gain, n = table[name], tensors[f"{name}.gain"], layer.weight.numel()
-        if tensors[f"{name}.mask"].numel() != -(-n // 8):
-            raise RuntimeError(f"{name} has {n} weights here")
+        if row["geometry"] != _geometry(layer):
+            raise RuntimeError(f"its {name} is {row['geometry']}, here it is {_geometry(layer)}")
         layer.keep_fraction = row["keep_fraction"]
         mask = bits.unpack(tensors[f"{name}.mask"], n)
         kept_signs = tensors[f"{name}.signs"] if row["sign_seed"] is None else _signs(row["sign_seed"], mask)
         digest.update(kept_signs.numpy().tobytes())
         weight = gain.repeat(n)
         weight[mask] = torch.where(bits.unpack(kept_signs, int(mask.sum())), gain, -gain)
-        layer.to(gain.dtype)
         state[f"{name}.weight"] = weight.view(layer.weight.shape)
         state[f"{name}.scores"] = mask.to(gain.dtype).view(layer.weight.shape)
         state[f"{name}.sign_seed"] = torch.tensor(row["sign_seed"] or 0)
-    if digest.hexdigest() != signs_sha256:
+    if digest.hexdigest() != content["signs_sha256"]:
         raise InputError(
             "this version of NumPy draws other signs from the ticket's seeds than the one that wrote it: write it "
             "again there with --signs bits"
         )
-    missing, unexpected = network.load_state_dict(state, strict=False)
+    missing, unexpected = network.load_state_dict(state, strict=False, assign=True)  # in the file's dtypes
     missing = [name for name in missing if not name.endswith("num_batches_tracked")]
     if missing or unexpected:
         raise RuntimeError(f"it has no {missing[0]}" if missing else f"there is no {unexpected[0]} here")
+    network.to(device)
+
+
+def _layers(network: nn.Module) -> dict[str, SubnetConv2d | SubnetLinear]:
+    """Masked layers under all of their names: a state dict has each tensor under every one."""
+    modules = network.named_modules(remove_duplicate=False)
+    return {name: layer for name, layer in modules if isinstance(layer, SubnetConv2d | SubnetLinear)}
+
+
+def _geometry(layer: SubnetConv2d | SubnetLinear) -> list[str]:
+    """Shape of the weights and, of a convolution, how they are applied."""
+    return [str(tuple(layer.weight.shape)), *(str(getattr(layer, name)) for name in GEOMETRY if hasattr(layer, name))]
+
+
+def _activations(network: nn.Module) -> list[str]:
+    """Activations that are modules, in order: two networks may have the same tensors and differ in these alone."""
+    modules = [m for m in network.modules() if type(m).__module__ == "torch.nn.modules.activation" or type(m) is Sign]
+    return [repr(m) if isinstance(m, Sign) else type(m).__name__ for m in modules]
 
 
 def _signs(seed: int, mask: Tensor) -> Tensor:
@@ -227,8 +278,8 @@ def _signs(seed: int, mask: Tensor) -> Tensor:
     return bits.pack(random_signs(seed, mask.numel())[mask.flatten()] > 0)
 
 
-def _sha256(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode())
+def _sha256(text: str, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -4,6 +4,7 @@ Writes result.pt: gradients of the first step and weights after training with ba
 over an odd number of samples, and whether the processes agree. What the processes hold in common comes from rank 0.
 """
 
+import copy
 import os
 import sys
 from pathlib import Path
@@ -17,6 +18,8 @@ from callbacks import ExactResume, LastCheckpoint
 from datamodules.base import DataModule
 from datamodules.images import Images
 from lightning_modules import Biprop, Classifier
+from networks.biprop import subnet_layers
+from networks.biprop.layers import random_signs
 
 
 class Odd(DataModule):
@@ -79,12 +82,38 @@ def resumed_equals_straight(devices: int, folder: Path) -> bool:
 
 def same_everywhere(module: nn.Module) -> bool:
     """Whether every process holds the same parameters and, but for running statistics, buffers."""
-    mine = {name: p.detach() for name, p in module.named_parameters()}
+    mine = {name: tensor for name, tensor in module.state_dict().items() if ".running_" not in name}
     if torch.distributed.is_initialized():
         everyone = [mine] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(everyone, mine)
         return all(torch.equal(other[name], mine[name]) for other in everyone for name in mine)
     return True
+
+
+def trained_ticket(devices: int, folder: str, selection: str) -> dict[str, bool]:
+    """A ticket that each process has drawn with another seed, and what holds after 8 steps."""
+    torch.manual_seed(int(os.environ.get("LOCAL_RANK", 0)))
+    arguments = {"activation": "sign", "width": 0.25}
+    ticket = Biprop("conv2", 10, (1, 8, 8), arguments, keep_fraction=0.3, selection=selection)
+    apart, before = not same_everywhere(ticket), copy.deepcopy(ticket.state_dict())
+    trainer(devices, folder).fit(ticket, datamodule=Odd(batch_size=4))
+    layers = subnet_layers(ticket.network)
+    chosen = nn.Module()
+    for name, layer in layers.items():
+        chosen.register_buffer(f"mask {name.replace('.', ' ')}", layer.mask())
+        chosen.register_buffer(f"value {name.replace('.', ' ')}", layer.effective_weight().detach())
+    drawn = [random_signs(int(m.sign_seed), m.weight.numel()).view_as(m.weight).to(m.weight) for m in layers.values()]
+    after = {name: torch.equal(tensor, before[name]) for name, tensor in ticket.state_dict().items()}
+    return {
+        "apart at first": apart,
+        "same scores, weights and sign seeds": same_everywhere(ticket),
+        "same masks": same_everywhere(chosen) and len(layers) == 5,
+        "signs are the seeds'": all(
+            torch.equal(m.weight.sign(), s) for m, s in zip(layers.values(), drawn, strict=True)
+        ),
+        "rank 0's weights": all(after[f"network.{name}.weight"] for name in layers),
+        "scores moved": not any(after[f"network.{name}.scores"] for name in layers),
+    }
 
 
 def predicted(runner: Trainer, module: Classifier, data: LightningDataModule) -> list[int]:
@@ -111,16 +140,7 @@ def main(devices: int, folder: str) -> None:
         torch.distributed.all_gather_object(everyone, mine)
     result["predicted"] = sorted(index for part in everyone for index in part)
 
-    torch.manual_seed(int(os.environ.get("LOCAL_RANK", 0)))  # processes that were built with other seeds
-    ticket = Biprop("conv2", 10, (1, 8, 8), {"activation": "sign", "width": 0.25}, keep_fraction=0.3)
-    runner = trainer(devices, folder)
-    runner.fit(ticket, datamodule=Odd(batch_size=4))
-    masks = nn.ParameterDict({
-        name.replace(".", "_"): nn.Parameter(layer.effective_weight().detach())
-        for name, layer in ticket.network.named_modules()
-        if hasattr(layer, "effective_weight")
-    })  # fmt: skip
-    result["tickets agree"] = same_everywhere(ticket) and same_everywhere(masks) and len(masks) == 5
+    result["tickets"] = {how: trained_ticket(devices, folder, how) for how in ("layer", "global")}
     result["resumed equals straight"] = resumed_equals_straight(devices, Path(folder))
     if runner.is_global_zero:
         torch.save(result, Path(folder) / "result.pt")

@@ -114,8 +114,8 @@ def test_a_ticket_is_counted_as_deployed_in_any_mode_and_left_alone():
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
     sizes = {layer.name: (layer.dense_params, layer.params) for layer in report.layers}
-    assert sizes["features.2"] == (36864, 7373)
-    conv = next(layer for layer in report.layers if layer.name == "features.2")
+    assert sizes["convs.2"] == (36864, 7373)
+    conv = next(layer for layer in report.layers if layer.name == "convs.2")
     assert (conv.flops, conv.kept_flops) == (36864 * 64, 7373 * 64)
     assert conv.size_bits == 36864 + 7373 + 32  # mask, signs of the kept, gain
     assert report.size_bits == sum(dense + kept + 32 for dense, kept in sizes.values())

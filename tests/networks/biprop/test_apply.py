@@ -26,6 +26,30 @@ def test_resnet18_trains_scores_only_and_counts_to_the_unit():
 
 
 @pytest.mark.parametrize(
+    ("name", "train_bn", "tensors", "values"),
+    [
+        ("cifar_resnet18", False, 21, 11_164_352),
+        ("cifar_resnet18", True, 61, 11_173_952),
+        ("wrn34", True, 109, 48_295_616),
+    ],
+)
+def test_the_optimizer_gets_exactly_what_is_trained(name, train_bn, tensors, values):
+    with torch.device("meta"):
+        net = timm.create_model(name)
+        names = networks.biprop.apply(net, keep_fraction=0.2, train_bn=train_bn)
+    optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad])
+    (group,) = optimizer.param_groups
+    assert len(group["params"]) == tensors
+    assert sum(p.numel() for p in group["params"]) == values
+    own = {id(p): name for name, p in net.named_parameters()}
+    expected = {f"{name}.scores" for name in names}
+    if train_bn:
+        norms = [name for name, m in net.named_modules() if isinstance(m, nn.BatchNorm2d)]
+        expected |= {f"{name}.{part}" for name in norms for part in ("weight", "bias")}
+    assert {own[id(p)] for p in group["params"]} == expected
+
+
+@pytest.mark.parametrize(
     ("name", "k", "n", "kept"),
     [("resnet34", 0.2, 21_779_648, 4_355_946), ("resnet50", 0.3, 25_502_912, 7_650_902)],
 )
@@ -46,20 +70,24 @@ def test_plus_bn_trains_scale_and_shift_from_one_and_zero():
     assert all(bool((m.weight == 1).all()) and bool((m.bias == 0).all()) for m in norms.values())
 
 
-def test_frozen_stays_frozen_and_scores_move():
+@pytest.mark.parametrize("train_bn", [False, True])
+@pytest.mark.parametrize("selection", ["layer", "global"])
+def test_frozen_stays_frozen_and_what_is_trained_moves(train_bn, selection):
     torch.manual_seed(0)
     net = timm.create_model("conv2", activation="sign", img_size=8, in_chans=1)
-    networks.biprop.apply(net, keep_fraction=0.5)
+    networks.biprop.apply(net, keep_fraction=0.5, train_bn=train_bn, selection=selection)
     before = copy.deepcopy(net.state_dict())
     optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=1.0)
     for _ in range(2):
         net(torch.randn(8, 1, 8, 8)).square().mean().backward()
         optimizer.step()
+    norms = [name for name, m in net.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     for name, value in net.state_dict().items():
-        if name.endswith("weight"):
-            assert torch.equal(value, before[name]), name
-        if name.endswith("scores"):
-            assert not torch.equal(value, before[name]), name
+        layer, part = name.rsplit(".", 1)
+        assert torch.equal(value, before[name]) == (part == "sign_seed" or (part == "weight" and layer not in norms)), (
+            name
+        )
+    assert {f"{name}.weight" in before for name in norms} == {train_bn}
 
 
 def test_batch_norm_makes_the_weights_scale_irrelevant():
@@ -94,8 +122,16 @@ def test_batch_norm_makes_the_weights_scale_irrelevant():
         ("conv2", 0.2, "kaiming_normal", "kept", 0.51),
         ("conv2", 0.2, "kaiming_normal", "none", 9.2e-3),
         ("conv2", 0.2, "signed_constant", "none", 4.5e-2),
+        ("conv4", 0.8, "kaiming_normal", "release", 62),
+        ("conv4", 0.2, "kaiming_normal", "release", 3.8e-3),
+        ("conv4", 0.1, "kaiming_normal", "kept", 0.46),
+        ("conv4", 0.5, "signed_constant", "none", 0.27),
         ("conv6", 0.1, "kaiming_normal", "release", 2.4e-5),
         ("conv6", 0.1, "kaiming_normal", "kept", 0.47),
+        ("conv8", 0.8, "signed_constant", "none", 1.0),
+        ("conv8", 0.5, "kaiming_normal", "none", 4.3e-3),
+        ("conv8", 0.2, "kaiming_normal", "release", 1.6e-4),
+        ("conv8", 0.2, "kaiming_normal", "kept", 0.32),
     ],
 )
 def test_logit_scale_of_networks_without_batch_norm(name, k, init, scale, expected):
@@ -134,10 +170,93 @@ def test_warns_when_nothing_was_replaced_and_names_what_it_passed_over():
         assert networks.biprop.apply(net) == ["0"]
 
 
-def test_a_wrong_option_changes_nothing():
-    net = timm.create_model("conv2")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"keep_fraction": 1.5}, "KEPT"),
+        ({"selection": "channel"}, "selection is one of layer, global; got 'channel'"),
+        ({"init": "xavier"}, "init is one of kaiming_normal, .*; got 'xavier'"),
+        ({"scale": "half"}, "scale is one of none, release, kept; got 'half'"),
+        ({"binarize": "ternary"}, "binarize is one of sign_gain, none; got 'ternary'"),
+        ({"gain_count": "n"}, "gain_count is one of kept, floor_kn; got 'n'"),
+        ({"score_gradient": "none"}, "score_gradient is one of weight, sign; got 'none'"),
+        ({"scale": "release", "keep_fraction": 1}, "keep fraction below 1"),
+    ],
+)
+def test_a_wrong_option_changes_nothing(options, message):
+    net = timm.create_model("conv2", width=0.1)
     before = str(net)
-    with pytest.raises(InputError, match="KEPT"):
-        networks.biprop.apply(net, keep_fraction=1.5)
+    with pytest.raises(InputError, match=message):
+        networks.biprop.apply(net, **options)
     assert str(net) == before
     assert all(p.requires_grad for p in net.parameters())
+
+
+def test_options_reach_every_layer():
+    options = dict(
+        init="signed_constant", scale="release", binarize="none", gain_count="floor_kn", score_gradient="sign"
+    )
+    net = timm.create_model("conv2", width=0.1)
+    networks.biprop.apply(net, 0.3, **options)
+    for layer in networks.biprop.subnet_layers(net).values():
+        assert {name: getattr(layer, name) for name in options} == options
+        assert (layer.keep_fraction, layer.selection) == (0.3, None)
+
+
+@pytest.mark.parametrize("dense", [("conv1",), ("fc",), ("conv1", "fc")])
+@pytest.mark.parametrize("train_bn", [False, True])
+def test_dense_first_and_last_layers_keep_their_trained_weights_and_bias(dense, train_bn):
+    with torch.device("meta"):
+        net = timm.create_model("resnet18")
+        layers = [name for name, m in net.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+        weights = {name: net.get_submodule(name).weight for name in dense}
+        names = networks.biprop.apply(
+            net, 0.2, train_bn=train_bn, dense_first="conv1" in dense, dense_last="fc" in dense
+        )
+    assert names == [name for name in layers if name not in dense]
+    assert [type(net.get_submodule(name)) for name in dense] == [
+        {"conv1": nn.Conv2d, "fc": nn.Linear}[n] for n in dense
+    ]
+    assert all(net.get_submodule(name).weight is weight for name, weight in weights.items())
+    expected = {f"{name}.scores" for name in names} | {f"{name}.weight" for name in dense}
+    expected |= {"fc.bias"} & {f"{name}.bias" for name in dense}
+    norms = {name for name, m in net.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    expected |= {f"{name}.{part}" for name in norms for part in ("weight", "bias") if train_bn}
+    assert trained(net) == expected
+    kept = sum(layer.kept for layer in networks.biprop.subnet_layers(net).values())
+    report = complexity.count(net, (3, 224, 224))
+    assert report.binary_params == kept
+    sizes = {"conv1": 64 * 3 * 49, "fc": 512 * 1000 + 1000}
+    assert report.params == kept + sum(sizes[name] for name in dense) + 2 * 4800 * train_bn
+
+
+def test_dense_layers_train_under_global_selection_and_are_not_ranked():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 30), nn.ReLU(), nn.Linear(30, 30), nn.ReLU(), nn.Linear(30, 4))
+    assert networks.biprop.apply(net, 0.25, selection="global", dense_first=True, dense_last=True) == ["2"]
+    assert net[2].kept == 225
+    net(torch.randn(6, 4)).square().sum().backward()
+    assert {name for name, p in net.named_parameters() if p.grad is not None} == {
+        "0.weight", "0.bias", "2.scores", "4.weight", "4.bias"
+    }  # fmt: skip
+
+
+def test_another_keep_fraction_changes_masks_and_draws_nothing():
+    net = timm.create_model("conv2", width=0.25, img_size=8)
+    networks.biprop.apply(net, 0.2)
+    before = copy.deepcopy(net.state_dict())
+    networks.biprop.set_keep_fraction(net, 0.6)
+    layers = networks.biprop.subnet_layers(net).values()
+    assert all(layer.kept == layer.weight.numel() - int((1 - 0.6) * layer.weight.numel()) for layer in layers)
+    assert all(int(layer.mask().sum()) == layer.kept for layer in layers)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    with pytest.raises(InputError, match="KEPT"):
+        networks.biprop.set_keep_fraction(net, 0)
+    assert {layer.keep_fraction for layer in layers} == {0.6}
+
+
+def test_layers_that_keep_nothing_are_named():
+    net = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 2))
+    with pytest.warns(UserWarning, match=r"^0, 2 keep no weight and give zeros: take a larger keep fraction"):
+        networks.biprop.apply(net, 1e-20)
+    assert net(torch.ones(1, 3)).tolist() == [[0, 0]]

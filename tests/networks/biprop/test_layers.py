@@ -7,6 +7,8 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -15,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 from networks import InputError
 from networks.biprop import SubnetConv2d, SubnetLinear
 from networks.biprop import layers as layers_module
+from networks.biprop.layers import random_signs
 from networks.biprop.selection import keep_mask
 
 WEIGHT = [0.5, -1, 0.25, 2, -0.125, 1.5, -0.75, -3]
@@ -106,6 +109,26 @@ def test_score_gradient_is_bitwise_g_times_w_times_sign():
     assert torch.equal(layer.scores.grad, chain.detach())
 
 
+def test_ablation_without_magnitudes_is_bitwise_g_times_the_two_signs():
+    torch.manual_seed(0)
+    layer = SubnetLinear(50, 40, keep_fraction=0.2)
+    ablation = SubnetLinear(50, 40, keep_fraction=0.2, score_gradient="sign")
+    ablation.load_state_dict(layer.state_dict())
+    upstream = torch.randn(40, 50)
+    value = ablation.effective_weight()
+    assert torch.equal(value, layer.effective_weight())
+    value.backward(upstream)
+    assert torch.equal(ablation.scores.grad, upstream * layer.weight.sign() * layer.scores.sign())
+
+
+def test_a_score_of_zero_gets_no_gradient():
+    for score_gradient in ("weight", "sign"):
+        layer = hand_layer(0.5, score_gradient=score_gradient)
+        layer.scores.data[1] = torch.tensor([[0.0, -0.0], [1, -1]])
+        layer.effective_weight().sum().backward()
+        assert [g != 0 for g in layer.scores.grad.flatten().tolist()] == [True] * 4 + [False, False, True, True]
+
+
 def test_gradient_is_straight_through_and_no_derivative():
     layer = hand_layer(0.5)
     before = layer.effective_weight().sum()
@@ -156,6 +179,19 @@ def test_constant_magnitudes_make_biprop_edge_popup():
     assert torch.equal(biprop.scores.grad, edge_popup.scores.grad)
 
 
+@given(st.integers(1, 40), st.integers(1, 60), st.floats(0.01, 1))
+def test_gain_of_constant_magnitudes_is_exactly_their_magnitude(rows, columns, k):
+    for init in ("signed_constant", "unsigned_constant"):
+        layer = SubnetLinear(columns, rows, keep_fraction=k, init=init)
+        assert torch.equal(layer.effective_weight(), layer.weight * layer.mask())
+
+
+def test_gain_of_millions_of_constant_magnitudes_is_exactly_their_magnitude():
+    for k in (1.0, 0.37):
+        layer = SubnetLinear(3001, 1003, keep_fraction=k, init="signed_constant")
+        assert layer.gain() == layer.weight[0, 0].abs()
+
+
 @pytest.mark.parametrize(("scale", "divisor"), [("none", 1), ("release", 0.8), ("kept", 0.2)])
 def test_initialisation(scale, divisor):
     torch.manual_seed(0)
@@ -172,6 +208,74 @@ def test_initialisation(scale, divisor):
     assert signed.weight.mean().item() == pytest.approx(0, abs=sigma / 50)
     unsigned = SubnetConv2d(64, 256, 3, groups=2, keep_fraction=0.2, scale=scale, init="unsigned_constant")
     assert unsigned.weight.unique().tolist() == pytest.approx([sigma])
+
+
+def test_fan_in_of_a_depthwise_convolution_is_one_kernel():
+    layer = SubnetConv2d(64, 128, 3, groups=64, keep_fraction=0.2, init="signed_constant", scale="kept")
+    assert layer.weight.unique().tolist() == pytest.approx([-math.sqrt(2 / (9 * 0.2)), math.sqrt(2 / (9 * 0.2))])
+    assert 0.99 / 3 < layer.scores.abs().max() <= 1 / 3
+
+
+def test_every_weight_has_a_sign_whatever_the_generator_gives(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "normal_", lambda weight, *_: weight.zero_())
+    layer = SubnetLinear(50, 40)
+    assert torch.equal(layer.weight.sign().flatten(), random_signs(int(layer.sign_seed), 2000).float())
+
+
+# Signs from a counter-based stream.
+
+
+def philox(counter, key):
+    """Four words of Philox4x64-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011)."""
+    c, k, base = [counter, 0, 0, 0], [key, 0], 2**64
+    for _ in range(10):
+        a, b = 0xD2E7470EE14C6C93 * c[0], 0xCA5A826395121157 * c[2]
+        c = [b // base ^ c[1] ^ k[0], b % base, a // base ^ c[3] ^ k[1], a % base]
+        k = [(k[0] + 0x9E3779B97F4A7C15) % base, (k[1] + 0xBB67AE8584CAA73B) % base]
+    return c
+
+
+@pytest.mark.parametrize("seed", [0, 2026, 2**62 - 1])
+def test_signs_are_the_bits_of_philox_lowest_first(seed):
+    assert philox(0, 0)[:2] == [0x16554D9ECA36314C, 0xDB20FE9D672D0FDC]  # known answer of the authors' Random123
+    words = philox(1, seed) + philox(2, seed)  # NumPy's counter begins with 1
+    signs = random_signs(seed, 500)
+    assert signs.dtype == torch.int8
+    assert signs.tolist() == [2 * (words[i // 64] >> i % 64 & 1) - 1 for i in range(500)]
+
+
+def test_signs_of_a_seed_never_change():
+    assert "".join("-+"[s > 0] for s in random_signs(2026, 40).tolist()) == "+++-++------++-+++-+-++-+----++--+-++--+"
+
+
+@given(st.integers(0, 2**62 - 1), st.integers(0, 1000))
+def test_fewer_signs_are_the_first_ones(seed, n):
+    assert torch.equal(random_signs(seed, n), random_signs(seed, 1000)[:n])
+
+
+def test_signs_are_fair_and_independent():
+    n = 1_000_000
+    signs = torch.stack([random_signs(seed, n) for seed in (1, 2)]).long()
+    assert signs.sum(1).abs().max() < 5 * n**0.5  # five standard deviations
+    assert abs(int((signs[0] * signs[1]).sum())) < 5 * n**0.5
+    assert all(abs(int((signs[0, lag:] * signs[0, :-lag]).sum())) < 5 * n**0.5 for lag in (1, 2, 8, 64))
+
+
+@pytest.mark.parametrize("init", ["kaiming_normal", "signed_constant"])
+def test_the_seed_in_the_state_dict_gives_the_signs_of_the_weights(init):
+    torch.manual_seed(0)
+    layers = [
+        SubnetConv2d(6, 8, 3, groups=2, init=init),
+        SubnetLinear(30, 40, init=init),
+        SubnetLinear(30, 40, init=init),
+    ]
+    for layer in layers:
+        seed = layer.state_dict()["sign_seed"]
+        assert (seed.dtype, seed.shape) == (torch.int64, ())
+        assert torch.equal(layer.weight.sign().flatten(), random_signs(int(seed), layer.weight.numel()).float())
+    assert len({int(layer.sign_seed) for layer in layers}) == 3
+    torch.manual_seed(0)
+    assert SubnetConv2d(6, 8, 3, groups=2, init=init).sign_seed == layers[0].sign_seed
 
 
 def test_an_empty_layer_is_zero_and_never_nan():
@@ -194,6 +298,22 @@ def test_layouts_batch_of_one_and_bias():
     assert torch.allclose(last(x.to(memory_format=torch.channels_last)), y, atol=1e-6)
 
 
+@pytest.mark.parametrize("arguments", [dict(groups=2), dict(groups=8), dict(kernel_size=1), dict(stride=2)])
+def test_channels_last_computes_the_same(arguments):
+    torch.manual_seed(0)
+    layer = SubnetConv2d(8, 16, **{"kernel_size": 3, "keep_fraction": 0.3, **arguments})
+    layer.scores.data.mul_(20).round_().div_(20)  # with ties, which the layout must not decide
+    last = copy.deepcopy(layer).to(memory_format=torch.channels_last)
+    x = torch.randn(2, 8, 7, 7)
+    y, y_last = layer(x), last(x.to(memory_format=torch.channels_last))
+    assert torch.equal(last.effective_weight(), layer.effective_weight())
+    assert torch.allclose(y_last, y, atol=1e-6)
+    upstream = torch.randn_like(y)
+    y.backward(upstream), y_last.backward(upstream)
+    assert torch.allclose(last.scores.grad, layer.scores.grad, atol=1e-5)
+    assert torch.allclose(layer(x[:1]), y[:1], atol=1e-6)
+
+
 @pytest.mark.parametrize("k", [0, -0.1, 1.0001, float("nan")])
 def test_impossible_keep_fractions_are_refused_also_later(k):
     with pytest.raises(InputError, match="KEPT, above 0 and at most 1"):
@@ -203,9 +323,14 @@ def test_impossible_keep_fractions_are_refused_also_later(k):
         layer.keep_fraction = k
 
 
-def test_unknown_options_are_refused():
-    with pytest.raises(InputError, match=r"init is one of kaiming_normal, .*'xavier'"):
-        SubnetLinear(2, 2, init="xavier")
+@pytest.mark.parametrize("option", ["init", "scale", "binarize", "gain_count", "score_gradient"])
+def test_unknown_options_are_refused(option):
+    for make in (lambda **options: SubnetLinear(2, 2, **options), lambda **options: SubnetConv2d(2, 2, 1, **options)):
+        with pytest.raises(InputError, match=rf"{option} is one of \w+, .*; got 'xavier'"):
+            make(**{option: "xavier"})
+
+
+def test_the_released_scale_needs_something_pruned():
     with pytest.raises(InputError, match="keep fraction below 1"):
         SubnetLinear(2, 2, keep_fraction=1, scale="release")
 
