@@ -161,7 +161,7 @@ def plain_state_dict(ticket: nn.Module, ordinary: nn.Module) -> dict[str, Tensor
     """
     state, wanted, layers = ticket.state_dict(), ordinary.state_dict(), _layers(ticket)
     state |= {f"{name}.weight": layer.effective_weight() for name, layer in layers.items()}
-    for name, module in ordinary.named_modules():  # what a ticket does without: scale and shift of 1 and 0, biases
+    for name, module in ordinary.named_modules(remove_duplicate=False):  # what a ticket does without: scale and shift of 1 and 0, biases
         if isinstance(module, _BatchNorm) and module.affine:
             state.setdefault(f"{name}.weight", torch.ones_like(module.weight))
             state.setdefault(f"{name}.bias", torch.zeros_like(module.bias))
