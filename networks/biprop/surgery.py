@@ -111,9 +111,10 @@ def drop_affine(modules: Iterable[nn.Module]) -> None:
             norm.register_parameter("bias", None)
 
 
-def subnet_layers(network: nn.Module) -> dict[str, SubnetConv2d | SubnetLinear]:
-    """The masked layers of a network by their dotted names."""
-    return {name: layer for name, layer in network.named_modules() if isinstance(layer, SubnetConv2d | SubnetLinear)}
+def subnet_layers(network: nn.Module, remove_duplicate: bool = True) -> dict[str, SubnetConv2d | SubnetLinear]:
+    """The masked layers of a network by their dotted names: the first one, or all, where a layer stands in several."""
+    modules = network.named_modules(remove_duplicate=remove_duplicate)
+    return {name: layer for name, layer in modules if isinstance(layer, SubnetConv2d | SubnetLinear)}
 
 
 def set_keep_fraction(network: nn.Module, keep_fraction: float) -> None:

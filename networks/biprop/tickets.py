@@ -17,13 +17,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from networks import bits, registry
 from networks.binarize import Sign
 from networks.biprop.layers import SubnetConv2d, SubnetLinear, random_signs
 from networks.biprop.selection import kept_count
-from networks.biprop.surgery import GEOMETRY, drop_affine, replace_by_name
+from networks.biprop.surgery import GEOMETRY, drop_affine, replace_by_name, subnet_layers
 from networks.errors import InputError
 
 FORMAT = "frugal biprop ticket 1"
@@ -51,7 +50,7 @@ def save_ticket(
         raise InputError(f"signs is one of {', '.join(get_args(Signs))}; got {signs!r}")
     if architecture is not None and not {"name", "input_size"} <= architecture.keys():
         raise InputError(f"architecture has the arguments of networks.create, name and input_size; got {architecture}")
-    layers = _layers(network)
+    layers = subnet_layers(network, remove_duplicate=False)
     if not layers:
         raise InputError("the network has no masked layer: networks.biprop.apply makes a ticket of it")
     ours = {f"{name}.{part}" for name in layers for part in ("weight", "scores", "sign_seed")}
@@ -149,57 +148,6 @@ def architecture(path: str | Path) -> dict[str, Any] | None:
     return read(path)[0]["architecture"]
 
 
-def plain_state_dict(ticket: nn.Module, ordinary: nn.Module) -> dict[str, Tensor]:
-    """State dict with which an ordinary network computes what a ticket computes in eval mode, bit for bit.
-
-    Args:
-        ticket: a ticket of that network.
-        ordinary: the same network without our layers; it only says which tensors it has.
-
-    Raises:
-        InputError: it is another network.
-    """
-    state, wanted, layers = ticket.state_dict(), ordinary.state_dict(), _layers(ticket)
-    state |= {f"{name}.weight": layer.effective_weight() for name, layer in layers.items()}
-    for name, module in ordinary.named_modules(remove_duplicate=False):  # what a ticket does without: scale and shift of 1 and 0, biases
-        if isinstance(module, _BatchNorm) and module.affine:
-            state.setdefault(f"{name}.weight", torch.ones_like(module.weight))
-            state.setdefault(f"{name}.bias", torch.zeros_like(module.bias))
-        elif name in layers and getattr(module, "bias", None) is not None:
-            state.setdefault(f"{name}.bias", torch.zeros_like(module.bias))
-    state = {name: tensor for name, tensor in state.items() if not name.endswith((".scores", ".sign_seed"))}
-    wrong = [name for name in state.keys() & wanted.keys() if state[name].shape != wanted[name].shape]
-    wrong += sorted(state.keys() ^ wanted.keys())
-    if wrong:
-        raise InputError(f"the ordinary network is another than the ticket's: {min(wrong)} differs")
-    return {name: state[name].detach().cpu().clone() for name in wanted}
-
-
-def fold(layer: SubnetConv2d | SubnetLinear, norm: _BatchNorm) -> tuple[Tensor, Tensor, Tensor]:
-    """A masked layer and the batch normalisation behind it (max pooling may stand between) as integers and two vectors.
-
-    norm(layer(x)) in eval mode is scale * y + shift for each channel, y computed with the ternary weights.
-
-    Returns:
-        Weights in {-1, 0, 1} of the layer's shape, int8; scale and shift, (C_out,).
-
-    Raises:
-        InputError: batch normalisation without running statistics, or edge-popup's real weights.
-    """
-    if norm.running_mean is None or norm.running_var is None:
-        raise InputError("batch normalisation without running statistics cannot be folded")
-    if layer.binarize == "none":
-        raise InputError("edge-popup keeps real weights: there are no integers to fold")
-    ternary = (layer.weight.sign() * layer.mask()).to(torch.int8)
-    scale, shift = torch.rsqrt(norm.running_var + norm.eps), -norm.running_mean
-    if layer.bias is not None:
-        shift = shift + layer.bias
-    if norm.weight is not None:
-        scale = scale * norm.weight
-    shift = shift * scale
-    return ternary, scale * layer.gain(), shift if norm.bias is None else shift + norm.bias
-
-
 def _build(path: str | Path, architecture: dict[str, Any] | None) -> nn.Module:
     """The ordinary network, in float32, with the random generator as it was."""
     # An import path would be code that a file makes us run, so only the registry's names are built.
@@ -231,7 +179,7 @@ def _become(
     parts = {f"{name}.{part}" for name in table for part in ("mask", "gain", "signs")}
     state = {name: tensor for name, tensor in tensors.items() if name not in parts}
     digest = hashlib.sha256()
-    for name, layer in _layers(network).items():
+    for name, layer in subnet_layers(network, remove_duplicate=False).items():
         row, gain, n = table[name], tensors[f"{name}.gain"], layer.weight.numel()
         if row["geometry"] != _geometry(layer):
             raise RuntimeError(f"its {name} is {row['geometry']}, here it is {_geometry(layer)}")
@@ -254,12 +202,6 @@ def _become(
     if missing or unexpected:
         raise RuntimeError(f"it has no {missing[0]}" if missing else f"there is no {unexpected[0]} here")
     network.to(device)
-
-
-def _layers(network: nn.Module) -> dict[str, SubnetConv2d | SubnetLinear]:
-    """Masked layers under all of their names: a state dict has each tensor under every one."""
-    modules = network.named_modules(remove_duplicate=False)
-    return {name: layer for name, layer in modules if isinstance(layer, SubnetConv2d | SubnetLinear)}
 
 
 def _geometry(layer: SubnetConv2d | SubnetLinear) -> list[str]:
