@@ -55,8 +55,8 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"unknown: {' '.join(overrides)}")
     if options.ticket.exists() and options.ticket.samefile(options.checkpoint):
         parser.error("--ticket would overwrite the checkpoint")
-    if not options.ticket.absolute().parent.is_dir():
-        parser.error(f"--ticket: there is no folder {options.ticket.parent}")
+    if not options.ticket.absolute().parent.is_dir() or options.ticket.is_dir():
+        parser.error(f"--ticket {options.ticket}: give a file in a folder that exists")
     ticket, architecture = _read(options.checkpoint, _configured(options.config, overrides))
     if options.format == "ticket":
         biprop.save_ticket(ticket, options.ticket, architecture, options.signs)

@@ -88,10 +88,18 @@ def save_ticket(
 
 
 def write(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file, whole or not at all."""
+    """Write a safetensors file, whole or not at all.
+
+    Raises:
+        InputError: there is no such folder, no space, or a folder of that name.
+    """
     partial = Path(f"{path}.partial")
-    partial.write_bytes(save(dict(tensors), dict(metadata or {})))
-    os.replace(partial, path)
+    try:
+        partial.write_bytes(save(dict(tensors), dict(metadata or {})))
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise InputError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def load_ticket(path: str | Path, network: nn.Module | None = None) -> nn.Module:

@@ -531,4 +531,7 @@ def test_wrong_arguments(tmp_path):
         save_ticket(ticket(), tmp_path / "t", signs="none")
     with pytest.raises(InputError, match=r"arguments of networks\.create, name and input_size"):
         save_ticket(ticket(), tmp_path / "t", {"network": "conv2"})
-    assert not (tmp_path / "t").exists()
+    for place in (tmp_path, tmp_path / "absent" / "t"):
+        with pytest.raises(InputError, match="cannot be written"):
+            save_ticket(ticket(), place)
+    assert [*tmp_path.parent.glob(f"{tmp_path.name}.*"), *tmp_path.iterdir()] == []
