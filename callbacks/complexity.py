@@ -18,19 +18,31 @@ def cost_of(module: LightningModule) -> Report | None:
 
 
 class ComplexityMonitor(Callback):
-    """Counts the network once when training starts: scalars cost/<name>, cost.csv in the run folder, a W&B table.
+    """Counts the network when training starts: scalars cost/<name>, cost.csv in the run folder, a W&B table.
 
-    The figures are those of `networks.complexity.count`; what is unknown is left out of the scalars.
+    The figures are those of `networks.complexity.count`; what is unknown is left out of the scalars. They are written
+    again at the end if training has changed them, as a selection over the whole network does.
     """
 
+    def __init__(self) -> None:
+        self._written: Report | None = None
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if getattr(pl_module, "network", None) is None or getattr(pl_module, "input_size", None) is None:
+            rank_zero_warn(f"{type(pl_module).__name__} has no `network` and `input_size`: its cost is not counted")
+        self._write(trainer, pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._write(trainer, pl_module)
+
+    def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
         folder = log_folder(trainer)
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         report = cost_of(pl_module)
-        if report is None:
-            rank_zero_warn(f"{type(pl_module).__name__} has no `network` and `input_size`: its cost is not counted")
+        if report is None or report == self._written:
             return
+        self._written = report
         costs = [f.name for f in fields(Cost)]
         columns = ["name", "type", *costs]
         rows = [[getattr(layer, column) for column in columns] for layer in report.layers]

@@ -53,6 +53,10 @@ def main(arguments: list[str] | None = None) -> None:
     options, overrides = parser.parse_known_args(arguments)
     if overrides and not options.config:
         parser.error(f"unknown: {' '.join(overrides)}")
+    if options.ticket.suffix != ".safetensors":
+        parser.error(f"--ticket {options.ticket}: a ticket file ends in .safetensors")
+    if not options.checkpoint.is_file():
+        raise InputError(f"no checkpoint at {options.checkpoint}")
     if options.ticket.exists() and options.ticket.samefile(options.checkpoint):
         parser.error("--ticket would overwrite the checkpoint")
     if not options.ticket.absolute().parent.is_dir() or options.ticket.is_dir():
@@ -83,7 +87,6 @@ def _read(path: Path, model: Biprop | None) -> tuple[nn.Module, dict[str, Any] |
             model.load_ticket(path)
             return model.network, model.architecture
         return biprop.load_ticket(path), biprop.tickets.architecture(path)
-    resume.checkpoint_path(path.parent, str(path))
     checkpoint = resume.read(path, "cpu")
     ours = checkpoint.get("method")
     if ours not in (None, "Biprop"):
@@ -105,8 +108,12 @@ def _rebuilt(path: Path, arguments: dict[str, Any] | None) -> Biprop:
     name = arguments.get("network")
     if not isinstance(name, str) or not timm.is_model(name):
         raise InputError(f"{path} is of a network of your own: give the config that it was trained with, -c CONFIG")
+    arguments["network_args"] = networks.registry.without_weights(arguments.get("network_args"))
     known = {key: value for key, value in arguments.items() if not key.startswith("_")}
-    return Biprop(**{**known, "initial_checkpoint": None})
+    try:
+        return Biprop(**{**known, "initial_checkpoint": None})
+    except TypeError as error:
+        raise InputError(f"{path} was written by another version of frugal ({error}): give its config, -c") from error
 
 
 def _save_plain(ticket: nn.Module, architecture: dict[str, Any] | None, path: Path) -> None:

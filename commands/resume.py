@@ -1,5 +1,6 @@
 """Which checkpoint a command takes, and whether it can."""
 
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,8 @@ def read(path: Path, device: str = "meta") -> dict[str, Any]:
         InputError: it is no whole checkpoint.
     """
     try:
-        checkpoint = torch.load(path, map_location=device, weights_only=True, mmap=True)
+        # Files of before PyTorch 1.6 are no archives that can be mapped.
+        checkpoint = torch.load(path, map_location=device, weights_only=True, mmap=zipfile.is_zipfile(path))
         if "state_dict" not in checkpoint:
             raise KeyError("state_dict")
         return checkpoint

@@ -116,8 +116,8 @@ class ImageNet(DataModule):
             raise InputError(
                 f"no ImageNet in {folder}: register at image-net.org, fetch ILSVRC2012_img_train.tar and "
                 "ILSVRC2012_img_val.tar, and unpack each class's images into a folder named by its synset, "
-                f"{self.folder}/train/n01440764/*.JPEG and val likewise, or say with --data.root or FRUGAL_DATA where "
-                "imagenet/ is"
+                f"{self.folder}/train/n01440764/*.JPEG and val likewise (its labels are in the development kit), "
+                "or say with --data.root or FRUGAL_DATA where imagenet/ is"
             )
         if self.check_integrity and (len(classes), len(names)) != (self.num_classes, IMAGES[split]):
             raise InputError(

@@ -1,5 +1,6 @@
 """biprop: multi-prize lottery tickets (Diffenderfer & Kailkhura, ICLR 2021)."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,11 @@ class Biprop(Classifier):
         selection_epochs: with global selection and a keep fraction of at most 0.5, the epochs in which the fraction
             goes down to it from 0.5; validation scores those networks too, so take last.ckpt, not best.ckpt.
         train_bn: train scale and shift of batch normalisation with the scores (the paper's +BN).
-        dense_first, dense_last: train the first or last layer's weights instead of masking them.
+        dense_first: train the first layer's weights instead of masking them.
+        dense_last: train the last layer's weights instead of masking them.
 
     Raises:
-        InputError: a keep fraction outside (0, 1], and all that Classifier refuses.
+        InputError: a keep fraction outside (0, 1], a network without a layer to mask, and all that Classifier refuses.
     """
 
     defining = (
@@ -91,19 +93,26 @@ class Biprop(Classifier):
             label_smoothing,
             initial_checkpoint,
         )
-        masked = networks.biprop.apply(
-            self.network,
-            keep_fraction,
-            init=init,
-            scale=scale,
-            binarize=binarize,
-            gain_count=gain_count,
-            score_gradient=score_gradient,
-            selection=selection,
-            train_bn=train_bn,
-            dense_first=dense_first,
-            dense_last=dense_last,
-        )
+        if selection_epochs < 0:
+            raise InputError(f"{selection_epochs=} must not be negative")
+        with warnings.catch_warnings():
+            if selection == "global":  # its schedule keeps more at first; layer_metrics tells what is empty then
+                warnings.filterwarnings("ignore", ".*keep no weight and give zeros")
+            masked = networks.biprop.apply(
+                self.network,
+                keep_fraction,
+                init=init,
+                scale=scale,
+                binarize=binarize,
+                gain_count=gain_count,
+                score_gradient=score_gradient,
+                selection=selection,
+                train_bn=train_bn,
+                dense_first=dense_first,
+                dense_last=dense_last,
+            )
+        if not masked:
+            raise InputError("the network has no layer that biprop can mask: --model Classifier trains it as it is")
         self.keep_fraction, self.selection, self.selection_epochs = keep_fraction, selection, selection_epochs
         self._masks: dict[str, torch.Tensor] = {}  # of the last call of layer_metrics, packed
         rank_zero_info(f"biprop: {len(masked)} layers masked, keep fraction {keep_fraction}")
@@ -113,13 +122,15 @@ class Biprop(Classifier):
             rank_zero_warn(
                 f"the network uses the weights of {', '.join(idle)} without calling them: they stay unmasked"
             )
+            for name in idle:  # scores without gradients would stop training on several devices
+                self.network.get_submodule(name).requires_grad_(False)
 
     @property
     def architecture(self) -> dict[str, Any] | None:
         """Arguments of `networks.create` for the network; None where it was given as a module."""
         if "network" not in self.hparams:
             return None
-        args = {key: value for key, value in (self.hparams["network_args"] or {}).items() if key != "pretrained"}
+        args = networks.registry.without_weights(self.hparams["network_args"])
         size = list(self.input_size)
         return {"name": self.hparams["network"], "input_size": size, "num_classes": self.num_classes, "args": args}
 
@@ -129,13 +140,16 @@ class Biprop(Classifier):
         Raises:
             InputError: it is damaged, or of another network.
         """
-        ours, theirs = self.architecture, networks.biprop.tickets.architecture(path)
-        if ours and theirs and ours != theirs:
-            raise InputError(f"{path} is a ticket of {theirs}, this model is {ours}: give the config of its network")
+        ours = self.architecture
         self.network = networks.biprop.load_ticket(path, networks.create(**ours) if ours else None)
+        rank_zero_info(f"biprop: the ticket in {path}")
 
     def configure_callbacks(self) -> list[Callback]:
         return [LayerMonitor()]
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        self.on_train_epoch_start()  # for what is measured before the first epoch
 
     def on_train_epoch_start(self) -> None:
         if self.selection == "global":

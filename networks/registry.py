@@ -13,6 +13,14 @@ from torch import nn
 
 from networks.errors import InputError
 
+# What timm's create_model would download, open or cache.
+WEIGHTS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
+
+
+def without_weights(args: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Arguments of a network without those that fetch its weights: others are put in, and files name none to fetch."""
+    return {key: value for key, value in (args or {}).items() if key not in WEIGHTS}
+
 
 def create(
     name: str, input_size: Sequence[int], num_classes: int | None = None, args: Mapping[str, Any] | None = None

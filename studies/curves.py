@@ -15,7 +15,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("results", nargs="+", type=Path, help="files that `frugal seeds` wrote")
     parser.add_argument("--png", type=Path, required=True, help="picture to draw")
     options = parser.parse_args(arguments)
-    results = {path.stem: json.loads(path.read_text()) for path in options.results}
+    results = {}
+    for path in options.results:
+        try:
+            result = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            parser.error(f"{path} is no file of results: {error}")
+        results[path.stem if path.stem not in results else str(path.with_suffix(""))] = result
     draw(results, options.png)
     print(table(results))
 

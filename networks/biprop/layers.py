@@ -158,8 +158,6 @@ class _Subnet(nn.Module):
 
     def mask(self) -> Tensor:
         """M: bool tensor of the weights' shape with exactly `kept` ones."""
-        if self.selection:
-            self.selection.refresh()
         return self._mask(self.scores)
 
     def _mask(self, scores: Tensor) -> Tensor:
@@ -174,8 +172,6 @@ class _Subnet(nn.Module):
         Returns:
             New tensor of the weights' shape; values in {-alpha, 0, alpha} for `binarize="sign_gain"`.
         """
-        if self.selection:
-            self.selection.refresh()
         return self._effective_weight().clone()
 
     def _effective_weight(self) -> Tensor:
@@ -198,7 +194,8 @@ class _Subnet(nn.Module):
     def _compute_weight(self, scores: Tensor, weight: Tensor) -> Tensor:
         mask = self._mask(scores)
         masked = weight * mask
-        nothing = 0 * scores.sum()  # or NaN, if a score is: what has diverged must show in the outputs
+        # 0, or NaN if a score is: what has diverged must show in the outputs.
+        nothing = 0 * scores.sum(dtype=torch.promote_types(scores.dtype, torch.float32))
         if self.binarize == "none":
             return masked.add_(nothing)
         gain = self._gain(masked, mask)

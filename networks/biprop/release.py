@@ -29,10 +29,13 @@ def from_release(state: Mapping[str, Tensor], network: nn.Module) -> dict[str, T
     given = {name.removeprefix("module.").replace("shortcut.", "downsample."): t for name, t in state.items()}
     own = network.state_dict()
     result = {name: tensor for name, tensor in own.items() if name.endswith("sign_seed")}  # ours alone
+    affine = {
+        name: tensor
+        for name, tensor in given.items()
+        if name not in own and name.endswith((".weight", ".bias")) and f"{name.rpartition('.')[0]}.running_mean" in own
+    }
     for name, tensor in given.items():
-        if name not in own and name.endswith((".weight", ".bias")) and f"{name.rpartition('.')[0]}.running_mean" in own:
-            if not torch.equal(tensor, torch.full_like(tensor, float(name.endswith(".weight")))):
-                raise InputError(f"the released checkpoint has a trained {name}: it is of a +BN ticket, give train_bn")
+        if name in affine:
             continue
         result[name] = tensor.flatten(1) if tensor.ndim == 4 and name in own and own[name].ndim == 2 else tensor
     missing, extra = own.keys() - result.keys(), result.keys() - own.keys()
@@ -42,4 +45,7 @@ def from_release(state: Mapping[str, Tensor], network: nn.Module) -> dict[str, T
             f"the released checkpoint is of another network: {len(missing)} tensors are missing, {len(extra)} unknown, "
             f"{len(other_size)} of another size, such as {min(missing or extra or other_size)}"
         )
+    for name, tensor in affine.items():
+        if not torch.equal(tensor, torch.full_like(tensor, float(name.endswith(".weight")))):
+            raise InputError(f"the released checkpoint has a trained {name}: it is of a +BN ticket, give train_bn")
     return result

@@ -1,7 +1,7 @@
 """The ResNets of biprop's tables, with ReLU (MPT-1/32) or sign activations (MPT-1/1).
 
-They are dense; `networks.biprop.apply` makes tickets of them. They are timm's ResNet, with its names and methods; what
-differs is the stem for CIFAR's images, the order of the stem's layers, and that no layer has a bias.
+They are dense; `networks.biprop.apply` makes tickets of them. They are made of timm's ResNet and have its names;
+what differs is the stem for CIFAR's images, the order of the stem's layers, and that no layer has a bias.
 """
 
 from typing import Any, Literal

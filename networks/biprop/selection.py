@@ -85,17 +85,15 @@ class GlobalSelection:
         self.threshold: float | Tensor = -1.0
         self._seen: object = None
 
-    def refresh(self) -> None:
-        """Choose the threshold anew if a score has changed, in any way that PyTorch counts."""
-        if self._seen != self._versions():
-            self.update()
-
     def _versions(self) -> object:
         scores = [layer.scores for layer in self.layers]
         return self.layers[0].keep_fraction, [(id(s), s.data_ptr(), s._version) for s in scores if not s.is_meta]
 
     def update(self, *_: object) -> None:
-        """Choose the threshold anew; the network calls this before each forward. Nothing waits for a GPU."""
+        """Choose the threshold anew; nothing waits for a GPU.
+
+        The network calls this before each forward, for writes through .data, which PyTorch does not count.
+        """
         if self.layers[0].scores.is_meta:
             return
         self._seen = self._versions()
@@ -109,7 +107,9 @@ class GlobalSelection:
             self.threshold = magnitude.kthvalue(pruned).values
 
     def mask(self, scores: Tensor) -> Tensor:
-        """Mask of one layer by the present threshold, bool, of the scores' shape."""
+        """Mask of one layer, bool, of the scores' shape; the threshold is chosen anew if a score has changed."""
+        if self._seen != self._versions():
+            self.update()
         return scores.detach().abs() > self.threshold
 
 

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterable
 from typing import Any, Literal, get_args
 
+import timm
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -15,7 +16,7 @@ from networks.errors import InputError
 
 Selection = Literal["layer", "global"]
 
-MASKABLE = (nn.Conv2d, nn.Linear)  # exactly these: a subclass computes something else
+MASKABLE = (nn.Conv2d, nn.Linear, timm.layers.Linear)  # exactly these: other subclasses compute something else
 GEOMETRY = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
 
 
@@ -41,15 +42,16 @@ def apply(
     layer types, which it passes over.
 
     Args:
-        network: any network; layers of exactly nn.Conv2d and nn.Linear are replaced, first and last included.
+        network: any network; layers of exactly nn.Conv2d, nn.Linear and timm's Linear are replaced, first and last
+            included.
         keep_fraction: fraction of each layer's weights that is kept, 0 < k <= 1.
         init, scale, binarize, gain_count, score_gradient: as in SubnetConv2d. `scale` None means "kept" in a network
             without batch normalisation, where the released divisor stalls learning at small keep fractions, and "none"
             elsewhere.
         selection: "layer", the paper's, or "global": one threshold for all layers, see GlobalSelection.
         train_bn: train scale and shift of batch normalisation along with the scores.
-        dense_first, dense_last: leave the first or last of those layers, in the order of the network's modules, an
-            ordinary one whose weights are trained. The paper masks both.
+        dense_first, dense_last: leave the first or last convolution or linear layer, in the order of the network's
+            modules, an ordinary one whose weights are trained. The paper masks both.
 
     Returns:
         Dotted names of the replaced layers.
@@ -71,8 +73,8 @@ def apply(
         score_gradient=score_gradient,
     )
     _subnet(nn.Linear(1, 1), **options)  # wrong options are refused before anything is touched
-    maskable = [layer for layer in network.modules() if type(layer) in MASKABLE]
-    dense = {*maskable[: int(dense_first)], *maskable[len(maskable) - int(dense_last) :]}
+    weighted = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    dense = {*weighted[: int(dense_first)], *weighted[len(weighted) - int(dense_last) :]}
     candidates = network.named_modules(remove_duplicate=False)
     chosen = [name for name, layer in candidates if type(layer) in MASKABLE and layer not in dense]
     names = replace_by_name(network, chosen, **options)
@@ -84,7 +86,9 @@ def apply(
         for layer in layers.values():
             layer.selection = chosen_by
         network.register_forward_pre_hook(chosen_by.update)
-    _warn(network, names)
+    _warn(network, names, dense)
+    if train_bn and not norms:
+        warnings.warn("train_bn: the network has no batch normalisation to train", stacklevel=2)
     return names
 
 
@@ -143,16 +147,17 @@ def _freeze(network: nn.Module, norms: list[_BatchNorm], train_bn: bool, dense: 
         norm.requires_grad_(True)
 
 
-def _warn(network: nn.Module, replaced: list[str]) -> None:
+def _warn(network: nn.Module, replaced: list[str], dense: Iterable[nn.Module]) -> None:
     passed_over = [
         f"{name} ({type(layer).__name__})"
         for name, layer in network.named_modules()
         if isinstance(layer, nn.Conv2d | nn.Linear)
         and not isinstance(layer, SubnetConv2d | SubnetLinear)
         and type(layer) not in MASKABLE
+        and layer not in dense
     ]
     if not replaced:
-        warnings.warn("biprop replaced no layer: the network has no nn.Conv2d or nn.Linear to mask", stacklevel=3)
+        warnings.warn("biprop replaced no layer: the network has no nn.Conv2d or nn.Linear left to mask", stacklevel=3)
     if passed_over:
         warnings.warn(f"biprop left special layers dense and frozen: {', '.join(passed_over)}", stacklevel=3)
     layers = subnet_layers(network)

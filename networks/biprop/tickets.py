@@ -8,7 +8,8 @@ stores; and how to build the network. Scores and magnitudes |W| are left out: a 
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -18,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from networks import bits, registry
+from networks import bits, complexity, registry
 from networks.binarize import Sign
 from networks.biprop.layers import SubnetConv2d, SubnetLinear, random_signs
 from networks.biprop.selection import kept_count
@@ -43,8 +44,8 @@ def save_ticket(
             Layers whose signs their seed does not give, such as those of a released checkpoint, get bits in any case.
 
     Raises:
-        InputError: there is no masked layer, kept weights that are more than a sign and a gain (edge-popup's), or an
-            architecture without a name.
+        InputError: there is no masked layer, kept weights that are more than a sign and a gain (edge-popup's), an
+            architecture without a name, or a network that uses weights without calling their layers.
     """
     if signs not in get_args(Signs):
         raise InputError(f"signs is one of {', '.join(get_args(Signs))}; got {signs!r}")
@@ -53,6 +54,8 @@ def save_ticket(
     layers = subnet_layers(network, remove_duplicate=False)
     if not layers:
         raise InputError("the network has no masked layer: networks.biprop.apply makes a ticket of it")
+    if architecture is not None:
+        _refuse_what_is_not_called(network, architecture["input_size"])
     ours = {f"{name}.{part}" for name in layers for part in ("weight", "scores", "sign_seed")}
     tensors = {
         name: tensor.detach().cpu().contiguous().clone()
@@ -63,8 +66,10 @@ def save_ticket(
     for name, layer in layers.items():
         value, gain = layer.effective_weight().detach().cpu(), layer.gain().detach().cpu()
         mask, positive = value != 0, value > 0  # a weight of exactly 0 has no sign, and need not be kept
+        if value.isnan().any():
+            raise InputError(f"{name} has weights that are not numbers: take a checkpoint from before it diverged")
         if not torch.equal(value, torch.where(positive, gain, -gain) * mask):
-            raise InputError(f"{name} keeps real weights (edge-popup): they are more than a sign and a gain each")
+            raise InputError(f"{name} keeps real weights (edge-popup), which no ticket holds: write the plain format")
         seed, kept_signs = int(layer.sign_seed), bits.pack(positive[mask])
         drawn = signs == "seed" and torch.equal(_signs(seed, mask), kept_signs)
         tensors |= {f"{name}.mask": bits.pack(mask), f"{name}.gain": gain}
@@ -85,6 +90,16 @@ def save_ticket(
     text = json.dumps(content)
     # One entry, for safetensors writes several in any order; the text itself is hashed, so that no bit of it is free.
     write(path, tensors, {"ticket": f"{_sha256(text, tensors)} {text}"})
+
+
+def _refuse_what_is_not_called(network: nn.Module, input_size: Sequence[int]) -> None:
+    rows = complexity.count(network, input_size).layers
+    bypassed = [row.name for row in rows if complexity.NOT_CALLED in row.uncounted]
+    if bypassed:
+        raise InputError(
+            f"the network uses the weights of {', '.join(bypassed)} without calling them: they are real numbers and no "
+            "part of a ticket"
+        )
 
 
 def write(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -167,7 +182,7 @@ def _build(path: str | Path, architecture: dict[str, Any] | None) -> nn.Module:
     torch.set_default_dtype(torch.float32)
     try:
         with torch.random.fork_rng(devices=[]):
-            return registry.create(**architecture)
+            return registry.create(**{**architecture, "args": registry.without_weights(architecture.get("args"))})
     finally:
         torch.set_default_dtype(dtype)
 
@@ -177,20 +192,24 @@ def _become(
 ) -> None:
     """Make an ordinary network the ticket that a file holds."""
     device = next(network.parameters()).device
-    if _activations(network) != content["activations"]:
-        raise RuntimeError(f"its activations are {content['activations']}, here are {_activations(network)}")
+    for theirs, ours in zip_longest(content["activations"], _activations(network)):
+        if theirs != ours:
+            raise RuntimeError(f"it has {theirs} where here is {ours}")
     with torch.random.fork_rng(devices=[]):  # the weights that layers begin with are overwritten
-        absent = table.keys() - replace_by_name(network, table, init="unsigned_constant")
+        replace_by_name(network, table, init="unsigned_constant")
+    layers = subnet_layers(network, remove_duplicate=False)
+    absent = table.keys() - layers.keys()
     if absent:
         raise RuntimeError(f"there is no layer {min(absent)} here")
     drop_affine([m for name, m in network.named_modules() if f"{name}.weight" not in tensors])
     parts = {f"{name}.{part}" for name in table for part in ("mask", "gain", "signs")}
     state = {name: tensor for name, tensor in tensors.items() if name not in parts}
     digest = hashlib.sha256()
-    for name, layer in subnet_layers(network, remove_duplicate=False).items():
+    for name, layer in layers.items():
         row, gain, n = table[name], tensors[f"{name}.gain"], layer.weight.numel()
-        if row["geometry"] != _geometry(layer):
-            raise RuntimeError(f"its {name} is {row['geometry']}, here it is {_geometry(layer)}")
+        for theirs, ours in zip_longest(row["geometry"], _geometry(layer)):
+            if theirs != ours:
+                raise RuntimeError(f"its {name} has {theirs}, here {ours}")
         layer.keep_fraction = row["keep_fraction"]
         mask = bits.unpack(tensors[f"{name}.mask"], n)
         kept_signs = tensors[f"{name}.signs"] if row["sign_seed"] is None else _signs(row["sign_seed"], mask)
@@ -214,7 +233,8 @@ def _become(
 
 def _geometry(layer: SubnetConv2d | SubnetLinear) -> list[str]:
     """Shape of the weights and, of a convolution, how they are applied."""
-    return [str(tuple(layer.weight.shape)), *(str(getattr(layer, name)) for name in GEOMETRY if hasattr(layer, name))]
+    shape = f"weights {tuple(layer.weight.shape)}"
+    return [shape, *(f"{name} {getattr(layer, name)}" for name in GEOMETRY if hasattr(layer, name))]
 
 
 def _activations(network: nn.Module) -> list[str]:

@@ -1,11 +1,13 @@
 """What is logged of each layer after every epoch."""
 
+import csv
+
 import pytest
 import torch
 from pytorch_lightning import Callback, Trainer, seed_everything
 from pytorch_lightning.loggers import CSVLogger
 
-from callbacks import ExactResume, LastCheckpoint, LayerMonitor
+from callbacks import ComplexityMonitor, ExactResume, LastCheckpoint, LayerMonitor
 from datamodules import Digits
 from lightning_modules import Biprop
 from networks.biprop import subnet_layers
@@ -85,14 +87,17 @@ def test_a_resumed_run_has_the_same_history(tmp_path, step):
 
 
 def test_global_selection_follows_its_schedule_and_checkpoints_carry_the_fraction(tmp_path):
-    with pytest.warns(UserWarning, match="keep no weight and give zeros"):
-        monitor, module, _ = run(tmp_path, selection="global", keep_fraction=0.05, selection_epochs=2)
+    masks = Masks()
+    monitor, module, _ = run(tmp_path, callbacks=[masks], selection="global", keep_fraction=0.05, selection_epochs=2)
     layers = subnet_layers(module.network)
     sizes = {name: layer.weight.numel() for name, layer in layers.items()}
     total = sum(sizes.values())
     for row, sparsity in zip(monitor.history, [0.5, 0.95 - 0.45 / 8, 0.95], strict=True):
         kept = sum(row["kept_fraction"][name] * n for name, n in sizes.items())
         assert kept == pytest.approx(total - int(sparsity * total), abs=2)  # ties at the threshold are pruned
+    before, after = masks.seen[:2]  # flips are those of training, not of going from 0.05 to 0.5
+    assert monitor.history[0]["mask_flips"] == {n: (before[n] ^ after[n]).double().mean().item() for n in layers}
+    assert sum(int(mask.sum()) for mask in before.values()) == pytest.approx(total / 2, abs=2)
     run(tmp_path / "early", selection="global", keep_fraction=0.05, selection_epochs=9, epochs=1)
     again = Biprop(
         "conv2", 10, (1, 8, 8), {"width": 0.1, "img_size": 8}, selection="global", keep_fraction=0.05,
@@ -100,3 +105,20 @@ def test_global_selection_follows_its_schedule_and_checkpoints_carry_the_fractio
     )  # fmt: skip
     again.on_load_checkpoint(torch.load(tmp_path / "early/checkpoints/last.ckpt", weights_only=True))
     assert {layer.keep_fraction for layer in subnet_layers(again.network).values()} == {0.5}
+
+
+def test_layers_that_become_empty_are_named(recwarn):
+    module = Biprop("conv2", 10, (1, 8, 8), {"width": 0.1, "img_size": 8}, selection="global", keep_fraction=0.001)
+    assert not [w for w in recwarn if "keep no weight" in str(w.message)]  # the schedule begins at a half
+    with torch.no_grad():
+        module.network.linear[2].scores.zero_()
+    with pytest.warns(UserWarning, match=r"linear\.2.* keep no weight and give zeros"):
+        metrics = module.layer_metrics()
+    assert metrics["kept_fraction"]["linear.2"] == metrics["gain"]["linear.2"] == 0
+
+
+def test_the_cost_of_a_global_selection_is_that_of_the_trained_ticket(tmp_path):
+    _, module, _ = run(tmp_path, callbacks=[ComplexityMonitor()], selection="global", keep_fraction=0.2)
+    with open(tmp_path / "cost.csv", newline="") as file:
+        written = {row["name"]: int(row["params"]) for row in csv.DictReader(file)}
+    assert written == {name: layer.kept for name, layer in subnet_layers(module.network).items()}

@@ -104,18 +104,20 @@ def test_mistakes_get_one_line(here, capsys, tmp_path):
     ticket = here / "t.safetensors"
     assert "has no scores to train further" in refused(capsys, "fit", "-c", "small.yaml", "--ckpt_path", ticket)
     wider = ["--model.network_args.width", 0.5]
-    assert "this model is {'name': 'conv2'" in refused(
-        capsys, "test", "-c", "small.yaml", "--ckpt_path", ticket, *wider
-    )
+    line = refused(capsys, "test", "-c", "small.yaml", "--ckpt_path", ticket, *wider)
+    assert "ticket of another network: its convs.0 has weights (16, 1, 3, 3), here weights (32, 1, 3, 3)" in line
     dense = ["--model", "Classifier", "--model.network", "conv2"]
     assert "is a ticket of Biprop's, not of Classifier's" in refused(capsys, "test", *dense, "--ckpt_path", ticket)
     (here / "cut.safetensors").write_bytes(ticket.read_bytes()[:-9])
     cut = refused(capsys, "test", "-c", "small.yaml", "--ckpt_path", here / "cut.safetensors")
     assert "cut.safetensors is cut short or damaged" in cut
-    assert "no ticket at" in refused(capsys, "export", "none.safetensors", "--ticket", here / "a")
-    assert "no checkpoint at" in refused(capsys, "export", "none.ckpt", "--ticket", here / "a")
+    for absent in ("none.safetensors", "none.ckpt"):
+        line = refused(capsys, "export", absent, "--ticket", ticket)
+        assert f"no checkpoint at {absent}" in line
+    assert "ends in .safetensors" in refused(capsys, "export", CHECKPOINT, "--ticket", here / "t.ckpt")
     assert "would overwrite" in refused(capsys, "export", ticket, "--ticket", ticket)
-    for place in (here / "a/b", here):
+    (here / "folder.safetensors").mkdir()
+    for place in (here / "a/b.safetensors", here / "folder.safetensors"):
         assert "give a file in a folder that exists" in refused(capsys, "export", ticket, "--ticket", place)
 
 
@@ -124,11 +126,34 @@ def test_a_file_names_no_code_to_run(here, capsys):
     checkpoint = torch.load(CHECKPOINT, weights_only=True)
     checkpoint["hyper_parameters"]["network"] = "subprocess.run"
     torch.save(checkpoint, here / "evil.ckpt")
-    line = refused(capsys, "export", here / "evil.ckpt", "--ticket", here / "a")
+    line = refused(capsys, "export", here / "evil.ckpt", "--ticket", here / "a.safetensors")
     assert "is of a network of your own: give the config" in line
     net = timm.create_model("conv2", img_size=8)
     networks.biprop.apply(net)
-    evil = {"name": "subprocess.run", "input_size": [1], "num_classes": 10, "args": {"args": ["true"]}}
+    evil = {"name": "subprocess.run", "input_size": [3, 8, 8], "num_classes": 10, "args": {"args": ["true"]}}
     networks.biprop.save_ticket(net, here / "evil.safetensors", evil)
     with pytest.raises(networks.InputError, match="of a network of your own: give it"):
         networks.biprop.load_ticket(here / "evil.safetensors")
+
+
+def test_a_file_names_no_weights_to_fetch(here):
+    """timm would download `pretrained` weights and open `checkpoint_path`; a ticket has its own."""
+    net = timm.create_model("conv2", img_size=8, in_chans=1)
+    networks.biprop.apply(net)
+    fetching = {"pretrained": True, "checkpoint_path": "/absent.pth"}
+    architecture = {"name": "conv2", "input_size": [1, 8, 8], "num_classes": 10}
+    networks.biprop.save_ticket(net, here / "t.safetensors", {**architecture, "args": fetching})
+    assert networks.biprop.load_ticket(here / "t.safetensors")(torch.randn(1, 1, 8, 8)).shape == (1, 10)
+    checkpoint = torch.load(CHECKPOINT, weights_only=True)
+    checkpoint["hyper_parameters"]["network_args"] |= fetching
+    torch.save(checkpoint, here / "c.ckpt")
+    run("export", here / "c.ckpt", "--ticket", here / "c.safetensors")
+    assert networks.biprop.tickets.architecture(here / "c.safetensors")["args"] == {"width": 0.25}
+
+
+def test_checkpoints_in_the_format_of_before_pytorch_1_6(here):
+    old = torch.load(CHECKPOINT, weights_only=True)
+    torch.save(old, here / "old.ckpt", _use_new_zipfile_serialization=False)
+    for source, name in ((CHECKPOINT, "new"), (here / "old.ckpt", "old")):
+        run("export", source, "--ticket", here / f"{name}.safetensors")
+    assert (here / "old.safetensors").read_bytes() == (here / "new.safetensors").read_bytes()

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import networks
 from lightning_modules import Biprop
 from networks import InputError
 
@@ -30,4 +31,14 @@ def test_says_which_layers_a_network_uses_without_calling_them():
             return self.called(x) + torch.nn.functional.linear(x, self.read.weight)
 
     with pytest.warns(UserWarning, match="uses the weights of read without calling them: they stay unmasked"):
-        Biprop(Bypassing(), 10, (1, 8, 8))
+        module = Biprop(Bypassing(), 10, (1, 8, 8))
+    assert [name for name, p in module.named_parameters() if p.requires_grad] == ["network.called.scores"]
+    architecture = {"name": "bypassing", "input_size": (1, 8, 8)}
+    with pytest.raises(InputError, match="uses the weights of read without calling them"):
+        networks.biprop.save_ticket(module.network, "never_written.safetensors", architecture)
+
+
+def test_a_network_without_a_layer_to_mask_is_refused():
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.AdaptiveAvgPool1d(10))
+    with pytest.warns(UserWarning, match="replaced no layer"), pytest.raises(InputError, match="no layer that biprop"):
+        Biprop(network, 10, (1, 8, 8))

@@ -260,3 +260,18 @@ def test_layers_that_keep_nothing_are_named():
     with pytest.warns(UserWarning, match=r"^0, 2 keep no weight and give zeros: take a larger keep fraction"):
         networks.biprop.apply(net, 1e-20)
     assert net(torch.ones(1, 3)).tolist() == [[0, 0]]
+
+
+def test_timms_linear_layer_is_one():
+    with torch.device("meta"):
+        net = timm.create_model("mobilenetv3_small_050")
+        networks.biprop.apply(net)
+        other = timm.create_model("mobilenetv3_small_050")
+        networks.biprop.apply(other, dense_last=True)
+    assert isinstance(net.classifier, SubnetLinear)
+    assert {name for name in trained(other) if not name.endswith("scores")} == {"classifier.weight", "classifier.bias"}
+
+
+def test_plus_bn_without_batch_norm_warns():
+    with pytest.warns(UserWarning, match="no batch normalisation to train"):
+        networks.biprop.apply(timm.create_model("conv2"), train_bn=True)

@@ -526,6 +526,15 @@ def test_tickets_of_other_dtypes(tmp_path, dtype):
     assert torch.equal(logits(load_ticket(tmp_path / "t"), x), logits(net, x))
 
 
+def test_a_loaded_ticket_in_half_precision(tmp_path):
+    """More kept weights than float16 can count."""
+    architecture = {"name": "conv2", "input_size": [1, 8, 8], "num_classes": 10}
+    save_ticket(ticket(architecture, 0.5), tmp_path / "t", architecture)
+    loaded, x = load_ticket(tmp_path / "t"), inputs(architecture)
+    assert max(layer.kept for layer in subnet_layers(loaded).values()) > 65_504
+    assert torch.allclose(logits(loaded.half(), x.half()).float(), logits(ticket(architecture, 0.5), x), atol=0.02)
+
+
 def test_wrong_arguments(tmp_path):
     with pytest.raises(InputError, match="signs is one of seed, bits; got 'none'"):
         save_ticket(ticket(), tmp_path / "t", signs="none")
