@@ -149,7 +149,8 @@ class Biprop(Classifier):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        self.on_train_epoch_start()  # for what is measured before the first epoch
+        if not self.trainer.ckpt_path:  # a checkpoint has brought the fraction that it was saved with
+            self.on_train_epoch_start()  # for what is measured before the first epoch
 
     def on_train_epoch_start(self) -> None:
         if self.selection == "global":

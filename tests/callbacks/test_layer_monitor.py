@@ -78,10 +78,11 @@ def test_nothing_is_computed_when_nothing_listens(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("step", [39, 50])  # at the end of an epoch, and inside the next
-def test_a_resumed_run_has_the_same_history(tmp_path, step):
-    whole, _, _ = run(tmp_path / "whole")
-    run(tmp_path / "parts", callbacks=[Stop(step)])
-    parts, _, _ = run(tmp_path / "parts", resume=True)
+@pytest.mark.parametrize("options", [{}, {"selection": "global", "keep_fraction": 0.1, "selection_epochs": 2}])
+def test_a_resumed_run_has_the_same_history(tmp_path, step, options):
+    whole, _, _ = run(tmp_path / "whole", **options)
+    run(tmp_path / "parts", callbacks=[Stop(step)], **options)
+    parts, _, _ = run(tmp_path / "parts", resume=True, **options)
     assert parts.history == whole.history
     assert parts.epochs == whole.epochs
 
