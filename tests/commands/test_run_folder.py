@@ -1,10 +1,10 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-import wandb
 
-import frugal
 from commands.run_folder import run_folder, set_aside, typed_configs
 
 
@@ -33,9 +33,6 @@ def agent(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_SWEEP_ID", "s")
     monkeypatch.setenv("WANDB_RUN_ID", "r")
-    wandb.teardown()  # W&B reads the environment once
-    yield
-    wandb.teardown()
 
 
 def test_runs_of_a_sweep_have_their_own_folders(agent, monkeypatch):
@@ -51,7 +48,10 @@ def test_a_run_of_a_sweep_has_the_agents_id_and_is_found_again(agent, monkeypatc
     )
     short = ("max_epochs=1", "limit_train_batches=1", "limit_val_batches=1", "enable_progress_bar=false")
     wandb_offline = ("logger=WandbLogger", "logger.offline=true")
-    frugal.main(["fit", "--config=small.yaml", *(f"--trainer.{option}" for option in short + wandb_offline)])
+    command = [sys.executable, "-c", "import frugal; frugal.main()", "fit", "--config=small.yaml"]
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    # In a process of its own, as an agent starts it: W&B reads the environment once.
+    subprocess.run([*command, *(f"--trainer.{option}" for option in short + wandb_offline)], check=True)
     folder = Path("runs/small/sweep_s/r/seed0")
     assert json.loads((folder / "run.json").read_text())["wandb_id"] == "r"
     assert [path.name.split("-")[-1] for path in folder.glob("wandb/offline-run-*")] == ["r"]

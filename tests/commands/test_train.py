@@ -79,7 +79,7 @@ def read_csv(path):
 
 def test_fit_leaves_everything_in_the_folder_that_config_and_seed_name(here):
     files = {path.relative_to(here).as_posix() for path in here.rglob("*") if path.is_file()}
-    run_files = {"config.yaml", "cost.csv", "curves.png", "hparams.yaml", "metrics.csv", "run.json"}
+    run_files = {"config.yaml", "cost.csv", "curves.png", "hparams.yaml", "layers.png", "metrics.csv", "run.json"}
     expected = {f"runs/small/seed0/{name}" for name in run_files} | {
         f"{CHECKPOINTS}/best.ckpt",
         f"{CHECKPOINTS}/last.ckpt",
