@@ -28,8 +28,6 @@ class ComplexityMonitor(Callback):
         self._written: Report | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if getattr(pl_module, "network", None) is None or getattr(pl_module, "input_size", None) is None:
-            rank_zero_warn(f"{type(pl_module).__name__} has no `network` and `input_size`: its cost is not counted")
         self._write(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -40,7 +38,10 @@ class ComplexityMonitor(Callback):
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         report = cost_of(pl_module)
-        if report is None or report == self._written:
+        if report is None:
+            rank_zero_warn(f"{type(pl_module).__name__} has no `network` and `input_size`: its cost is not counted")
+            return
+        if report == self._written:
             return
         self._written = report
         costs = [f.name for f in fields(Cost)]

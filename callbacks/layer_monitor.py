@@ -1,6 +1,6 @@
 """Log and draw what a method says of its layers."""
 
-from typing import Any, Protocol
+from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_info
@@ -8,19 +8,12 @@ from pytorch_lightning.utilities import rank_zero_info
 from callbacks.folder import log_folder
 
 
-class SpeaksOfLayers(Protocol):
-    """A LightningModule that has something to say of each layer after an epoch."""
-
-    def layer_metrics(self) -> dict[str, dict[str, float]]:
-        """{metric: {layer: value}}, called before the first epoch and after each; changes are since the last call."""
-        ...
-
-
 class LayerMonitor(Callback):
     """Logs layers/<metric>/<layer> after every epoch and draws them into layers.png, a map of layers by epochs.
 
-    Modules that have `layer_metrics` bring it themselves. Without a logger nothing is computed. What it has seen is
-    saved with the checkpoint, so that a resumed run's picture begins at the first epoch.
+    Modules bring it themselves that have a method `layer_metrics() -> {metric: {layer: value}}`. It is called before
+    the first epoch and after each, so that it may tell what has changed between; without a logger it is never called.
+    What was seen is saved with the checkpoint, so that a resumed run's picture begins at the first epoch.
     """
 
     def __init__(self) -> None:

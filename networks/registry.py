@@ -69,8 +69,7 @@ def register(name: str, build: Callable[..., nn.Module], cfg: dict[str, Any], **
     def entry_point(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         if pretrained:
             raise InputError(f"{name} has no pretrained weights")
-        for key in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):  # timm gives these to all
-            kwargs.pop(key, None)
+        kwargs = without_weights(kwargs)  # timm gives some of these to all
         return build(**{"num_classes": cfg["num_classes"], **kwargs}, **fixed)
 
     module = build.__module__

@@ -10,11 +10,11 @@ V the effective weights that the layer computes with.
 import math
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from networks import bits
 from networks.biprop.selection import GlobalSelection, keep_mask, kept_count
 from networks.complexity import Cost
 from networks.errors import InputError
@@ -24,16 +24,6 @@ Scale = Literal["none", "release", "kept"]
 Binarize = Literal["sign_gain", "none"]
 GainCount = Literal["kept", "floor_kn"]
 ScoreGradient = Literal["weight", "sign"]
-
-
-def random_signs(seed: int, n: int) -> Tensor:
-    """n fair signs, int8, that are the same on every machine: bits of Philox (Salmon et al., SC 2011), lowest first.
-
-    A seed thus stands for the signs of a layer in a file; a framework's normal generator keeps no such promise.
-    """
-    words = np.random.Philox(key=seed).random_raw(-(-n // 64)).astype("<u8")
-    bits = np.unpackbits(words.view(np.uint8), count=n, bitorder="little")
-    return torch.from_numpy(bits.view(np.int8)) * 2 - 1
 
 
 class _Effective(torch.autograd.Function):
@@ -140,7 +130,7 @@ class _Subnet(nn.Module):
                 self.weight.fill_(sigma)
             if self.init != "unsigned_constant" and not self.weight.is_meta:
                 self.sign_seed.copy_(torch.randint(2**62, (), device="cpu"))
-                signs = random_signs(int(self.sign_seed), self.weight.numel())
+                signs = bits.random_signs(int(self.sign_seed), self.weight.numel())
                 self.weight.mul_(signs.view(self.weight.shape).to(self.weight.device))
             if self.bias is not None:
                 self.bias.zero_()

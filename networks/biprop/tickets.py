@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from networks import bits, complexity, registry
 from networks.binarize import Sign
-from networks.biprop.layers import SubnetConv2d, SubnetLinear, random_signs
+from networks.biprop.layers import SubnetConv2d, SubnetLinear
 from networks.biprop.selection import kept_count
 from networks.biprop.surgery import GEOMETRY, drop_affine, replace_by_name, subnet_layers
 from networks.errors import InputError
@@ -64,7 +64,8 @@ def save_ticket(
     }
     table, digest = [], hashlib.sha256()
     for name, layer in layers.items():
-        value, gain = layer.effective_weight().detach().cpu(), layer.gain().detach().cpu()
+        value = layer.effective_weight().detach().cpu()
+        gain = value.abs().max()
         mask, positive = value != 0, value > 0  # a weight of exactly 0 has no sign, and need not be kept
         if value.isnan().any():
             raise InputError(f"{name} has weights that are not numbers: take a checkpoint from before it diverged")
@@ -245,7 +246,7 @@ def _activations(network: nn.Module) -> list[str]:
 
 def _signs(seed: int, mask: Tensor) -> Tensor:
     """Packed signs of the kept weights, a set bit for +1, as the layer's seed draws them."""
-    return bits.pack(random_signs(seed, mask.numel())[mask.flatten()] > 0)
+    return bits.pack(bits.random_signs(seed, mask.numel())[mask.flatten()] > 0)
 
 
 def _sha256(text: str, tensors: Mapping[str, Tensor]) -> str:

@@ -19,7 +19,7 @@ from datamodules.base import DataModule
 from datamodules.images import Images
 from lightning_modules import Biprop, Classifier
 from networks.biprop import subnet_layers
-from networks.biprop.layers import random_signs
+from networks.bits import random_signs
 
 
 class Odd(DataModule):

@@ -17,8 +17,8 @@ from torch.optim.swa_utils import AveragedModel
 from networks import InputError
 from networks.biprop import SubnetConv2d, SubnetLinear
 from networks.biprop import layers as layers_module
-from networks.biprop.layers import random_signs
 from networks.biprop.selection import keep_mask
+from networks.bits import random_signs
 
 WEIGHT = [0.5, -1, 0.25, 2, -0.125, 1.5, -0.75, -3]
 SCORES = [0.3, -0.9, 0.1, 0.05, -0.4, 0.4, 0.2, -0.6]
