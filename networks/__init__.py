@@ -1,7 +1,17 @@
 """Networks, layers and surgery in pure PyTorch. Importing it registers every architecture with timm."""
 
-from networks import binarize, biprop, bits, complexity, registry, surgery
+from networks import binarize, biprop, bits, complexity, expert_binary, registry, surgery
 from networks.errors import InputError
 from networks.registry import create
 
-__all__ = ["InputError", "binarize", "biprop", "bits", "complexity", "create", "registry", "surgery"]
+__all__ = [
+    "InputError",
+    "binarize",
+    "biprop",
+    "bits",
+    "complexity",
+    "create",
+    "expert_binary",
+    "registry",
+    "surgery",
+]

@@ -1,9 +1,13 @@
-"""sign() with its straight-through gradient, and the binary activation made of it."""
+"""sign() with its straight-through gradients, and the binary activation made of it."""
+
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from networks.errors import InputError
+
+Gradient = Literal["triangle", "window"]
 
 
 class _TriangleSign(torch.autograd.Function):
@@ -21,20 +25,40 @@ class _TriangleSign(torch.autograd.Function):
         return grad_outputs[0] * (2 * (1 - x.abs().clamp(max=1)))
 
 
-def sign(x: Tensor, at_zero: int = 0) -> Tensor:
-    """Sign with the triangular pseudo-gradient of Bi-Real Net (Liu et al., ECCV 2018).
+class _WindowSign(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.sign()
 
-    forward:  y = -1 for x < 0, `at_zero` for x = 0, +1 for x > 0
-    backward: dL/dx = dL/dy * 2 * (1 - min(|x|, 1)); 2 at zero, not zero for -1 < x < 1
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    def backward(ctx, *grad_outputs):
+        (x,) = ctx.saved_tensors
+        return grad_outputs[0] * (x.abs() < 1)
+
+
+_SIGNS = {"triangle": _TriangleSign, "window": _WindowSign}
+
+
+def sign(x: Tensor, at_zero: int = 0, gradient: Gradient = "triangle") -> Tensor:
+    """Sign with a straight-through pseudo-gradient, not zero for -1 < x < 1.
+
+    forward:            y = -1 for x < 0, `at_zero` for x = 0, +1 for x > 0
+    backward, triangle: dL/dx = dL/dy * 2 * (1 - min(|x|, 1)), as in Bi-Real Net (Liu et al., ECCV 2018); 2 at zero
+    backward, window:   dL/dx = dL/dy where |x| < 1, else 0 (Hubara et al., NeurIPS 2016); the end points are cut
 
     Args:
         x: any shape.
         at_zero: 0 as in biprop's release, where an exact zero stays zero, or 1 for strictly binary outputs.
+        gradient: shape of the pseudo-gradient.
 
     Returns:
         Tensor of x's shape and dtype, values in {-1, +1}, and 0 where x is exactly 0 and `at_zero` is 0.
     """
-    y = _TriangleSign.apply(x)
+    y = _SIGNS[gradient].apply(x)
     return y + (x == 0) if at_zero else y
 
 

@@ -1,0 +1,89 @@
+"""Make a network's convolutions expert-binary, and take them through the steps of training."""
+
+import re
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+
+from networks import surgery
+from networks.expert_binary.layers import ExpertBinaryConv2d, FpActivation, Step
+
+REAL = r"downsample|shortcut|(^|\.)se\."  # shortcuts, and the attention on averages of timm's networks
+
+
+def apply(
+    network: nn.Module, num_experts: int = 4, *, real: str = REAL, normalize: bool = True, **options: Any
+) -> list[str]:
+    """Make the convolutions of any network expert-binary, in place.
+
+    The first and the last layer with weights stay real, and so do shortcuts. Each other nn.Conv2d becomes batch
+    normalisation and an ExpertBinaryConv2d without bias: the normalisation centres what is binarised, which behind
+    ReLU would be +1 everywhere. New layers are drawn anew and are at step "binary", see `set_step`.
+
+    Args:
+        network: any network; layers of exactly nn.Conv2d with zero padding are replaced.
+        num_experts: N of each layer.
+        real: regular expression, searched in dotted names, of convolutions that stay real.
+        normalize: put batch normalisation before each, for networks that have none there.
+        options: of ExpertBinaryConv2d: temperature, gate_grad, gate_bias, routing, rescale.
+
+    Returns:
+        Dotted names of the replaced layers.
+
+    Raises:
+        InputError: options that ExpertBinaryConv2d refuses; the network is as it was.
+    """
+    ExpertBinaryConv2d(8, 8, 1, num_experts=num_experts, **options)  # refuses before anything is touched
+    weighted = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    kept = {id(layer) for layer in (*weighted[:1], *weighted[-1:])}
+
+    def make(layer: nn.Module) -> nn.Module:
+        assert isinstance(layer, nn.Conv2d)
+        conv = ExpertBinaryConv2d(
+            layer.in_channels,
+            layer.out_channels,
+            layer.kernel_size,  # type: ignore[arg-type]
+            layer.stride,  # type: ignore[arg-type]
+            layer.padding,  # type: ignore[arg-type]
+            layer.dilation,  # type: ignore[arg-type]
+            layer.groups,
+            num_experts=num_experts,
+            **options,
+        )
+        return nn.Sequential(nn.BatchNorm2d(layer.in_channels), conv) if normalize else conv
+
+    chosen = [
+        name
+        for name, layer in network.named_modules(remove_duplicate=False)
+        if type(layer) is nn.Conv2d
+        and id(layer) not in kept
+        and layer.padding_mode == "zeros"
+        and not re.search(real, name)
+    ]
+    names = surgery.replace(network, make, (nn.Conv2d,), f"^({'|'.join(map(re.escape, chosen))})$") if chosen else []
+    if not names:
+        warnings.warn("expert_binary replaced no layer: the network has no inner nn.Conv2d", stacklevel=2)
+    return names
+
+
+def expert_layers(network: nn.Module) -> dict[str, ExpertBinaryConv2d]:
+    """The expert binary convolutions of a network by their dotted names."""
+    return {name: layer for name, layer in network.named_modules() if isinstance(layer, ExpertBinaryConv2d)}
+
+
+def set_step(network: nn.Module, step: Step, fp_activation: FpActivation = "identity") -> None:
+    """Take every expert binary convolution to a step of training, see `ExpertBinaryConv2d.set_step`.
+
+    The modules and their state are the same in all steps: what is learned is carried from one to the next.
+    """
+    for layer in expert_layers(network).values():
+        layer.set_step(step, fp_activation)
+
+
+@torch.no_grad()
+def replicate(network: nn.Module) -> None:
+    """Make every expert a copy of the first, Theta_i <- Theta_0 (step 2 of EBN's training): no output changes."""
+    for layer in expert_layers(network).values():
+        layer.weight.copy_(layer.weight[:1].expand_as(layer.weight).clone())
