@@ -56,22 +56,21 @@ def create(
         raise InputError(f"network {name} cannot be built with {given}: {reason}") from error
 
 
-def register(name: str, build: Callable[..., nn.Module], cfg: dict[str, Any], **defaults: Any) -> None:
+def register(name: str, build: Callable[..., nn.Module], cfg: dict[str, Any], **fixed: Any) -> None:
     """Register an architecture with timm, for the module that calls this.
 
     Args:
         name: timm name.
         build: gives the network.
         cfg: timm's description of it: `input_size`, `num_classes`, ...
-        defaults: arguments of `build` that make this architecture; those of `timm.create_model` go before them, as with
-            timm's own.
+        fixed: arguments of `build` that make this architecture; the others can be given to `timm.create_model`.
     """
 
     def entry_point(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         if pretrained:
             raise InputError(f"{name} has no pretrained weights")
         kwargs = without_weights(kwargs)  # timm gives some of these to all
-        return build(**{"num_classes": cfg["num_classes"], **defaults, **kwargs})
+        return build(**{"num_classes": cfg["num_classes"], **kwargs}, **fixed)
 
     module = build.__module__
     entry_point.__name__, entry_point.__module__, entry_point.__doc__ = name, module, build.__doc__

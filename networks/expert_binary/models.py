@@ -120,8 +120,9 @@ class ExpertBinaryResNet(nn.Module):
         groups: G of each stage's 3x3 convolutions, the first one included.
         num_experts: N of every binary convolution.
         deep: whether each block ends with the 1x1 unit that lets groups exchange information.
-        stem: "dabnn", "resnet" (7x7) or "cifar" (3x3 of stride 1). Which table has which is not stated.
-        shortcut: see shortcut_layers.
+        stem: "dabnn", "resnet" (7x7) or "cifar" (3x3 of stride 1); None is "dabnn" in a deep network, else "resnet".
+            Which table has which is not stated.
+        shortcut: see shortcut_layers; None is "plain" where all expansions are 1, else "prelu".
         shortcut_reduction: r of the shortcut's decomposition.
         rescale, temperature, gate_grad, gate_bias, routing: as in ExpertBinaryConv2d.
         activation: "prelu", one slope per channel, or "relu".
@@ -144,8 +145,8 @@ class ExpertBinaryResNet(nn.Module):
         groups: Sequence[int] = (4, 8, 8, 16),
         num_experts: int = 4,
         deep: bool = True,
-        stem: Stem = "dabnn",
-        shortcut: Shortcut = "prelu",
+        stem: Stem | None = None,
+        shortcut: Shortcut | None = None,
         shortcut_reduction: int = 4,
         rescale: bool = False,
         temperature: float = 1.0,
@@ -166,6 +167,8 @@ class ExpertBinaryResNet(nn.Module):
         channels = [int(64 * 2**i * e) for i, e in enumerate(expansions)]
         if min(channels) < 1 or min(blocks) < 1:
             raise InputError(f"{blocks=} and {expansion=} leave a stage without blocks or channels")
+        stem = stem or ("dabnn" if deep else "resnet")
+        shortcut = shortcut or ("plain" if set(expansions) == {1} else "prelu")
         options: dict[str, Any] = dict(
             num_experts=num_experts,
             temperature=temperature,
@@ -262,6 +265,4 @@ for _deep, _networks in ((False, BASIC), (True, DEEP)):
             expansion=_expansion,
             groups=_groups,
             deep=_deep,
-            stem="dabnn" if _deep else "resnet",
-            shortcut="plain" if _expansion == 1 else "prelu",
         )
