@@ -11,6 +11,7 @@ COMMANDS = {
     "test": ("score a trained network on the test data", "commands.train"),
     "predict": ("write a CSV of labels and probabilities for the test data", "commands.train"),
     "seeds": ("train and test a config with several seeds: mean and standard error", "commands.seeds"),
+    "steps": ("train and test a config after all the configs that it starts from", "commands.steps"),
     "export": ("write a ticket to a file: frugal export CHECKPOINT --ticket FILE", "commands.export"),
     "count": ("show what a network costs: parameters, FLOPs, BOPs, stored bits", "commands.count"),
 }

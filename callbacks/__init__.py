@@ -3,21 +3,27 @@
 from callbacks.checkpoint_io import AtomicCheckpointIO
 from callbacks.complexity import ComplexityMonitor
 from callbacks.curves import TrainingCurves
+from callbacks.distillation import Distillation
 from callbacks.exact_resume import ExactResume
+from callbacks.feature_map import FeatureMap
 from callbacks.finite_loss import FiniteLoss
 from callbacks.last_checkpoint import LastCheckpoint
 from callbacks.layer_monitor import LayerMonitor
 from callbacks.predictions import PredictionWriter
 from callbacks.progress import ProgressBar
+from callbacks.temperature import TemperatureAnnealing
 
 __all__ = [
     "AtomicCheckpointIO",
     "ComplexityMonitor",
+    "Distillation",
     "ExactResume",
+    "FeatureMap",
     "FiniteLoss",
     "LastCheckpoint",
     "LayerMonitor",
     "PredictionWriter",
     "ProgressBar",
+    "TemperatureAnnealing",
     "TrainingCurves",
 ]

@@ -7,13 +7,16 @@ from pytorch_lightning.utilities import rank_zero_info
 
 from callbacks.folder import log_folder
 
+COLUMNS = 3  # of panels
+
 
 class LayerMonitor(Callback):
     """Logs layers/<metric>/<layer> after every epoch and draws them into layers.png, a map of layers by epochs.
 
     Modules bring it themselves that have a method `layer_metrics() -> {metric: {layer: value}}`. It is called before
-    the first epoch and after each, so that it may tell what has changed between; without a logger it is never called.
-    What was seen is saved with the checkpoint, so that a resumed run's picture begins at the first epoch.
+    the first epoch and after each, so that it may tell what has changed between, and in every process, so that it may
+    add up over them; without a logger it is never called. A layer may be missing from some of the metrics. What was
+    seen is saved with the checkpoint, so that a resumed run's picture begins at the first epoch.
     """
 
     def __init__(self) -> None:
@@ -36,23 +39,24 @@ class LayerMonitor(Callback):
         metrics: dict[str, dict[str, float]] = pl_module.layer_metrics()  # type: ignore[operator]
         self.history.append(metrics)
         self.epochs.append(trainer.current_epoch)
+        path = log_folder(trainer) / "layers.png"
+        if not trainer.is_global_zero:
+            return
         flat = {f"layers/{name}/{layer}": v for name, values in metrics.items() for layer, v in values.items()}
+        draw(self.epochs, self.history, str(path))
         for logger in trainer.loggers:
             logger.log_metrics({"epoch": trainer.current_epoch, **flat}, step=trainer.global_step)
+            if hasattr(logger, "log_image"):  # W&B's
+                logger.log_image("layers", [str(path)])
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         path = log_folder(trainer) / "layers.png"
-        if not _listens(trainer) or not self.history:
-            return
-        draw(self.epochs, self.history, str(path))
-        for logger in trainer.loggers:
-            if hasattr(logger, "log_image"):  # W&B's
-                logger.log_image("layers", [str(path)])
-        rank_zero_info(f"{', '.join(self.history[0])} of each layer by epoch: {path}")
+        if _listens(trainer) and self.history:
+            rank_zero_info(f"{', '.join(self.history[0])} of each layer by epoch: {path}")
 
 
 def _listens(trainer: Trainer) -> bool:
-    return trainer.is_global_zero and bool(trainer.loggers) and not trainer.fast_dev_run  # type: ignore[attr-defined]
+    return bool(trainer.loggers) and not trainer.fast_dev_run  # type: ignore[attr-defined]
 
 
 def draw(epochs: list[int], history: list[dict[str, dict[str, float]]], path: str) -> None:
@@ -63,17 +67,23 @@ def draw(epochs: list[int], history: list[dict[str, dict[str, float]]], path: st
     from matplotlib.ticker import MaxNLocator
 
     names, layers = list(history[0]), list(next(iter(history[0].values())))
-    height = 1.6 + 0.22 * len(layers)
-    figure = Figure(figsize=(5.2 * len(names), min(max(height, 3.2), 16)), layout="constrained")
+    columns = min(len(names), COLUMNS)
+    rows = -(-len(names) // columns)
+    height = min(max(1.6 + 0.22 * len(layers), 3.2), 16)
+    figure = Figure(figsize=(5.2 * columns, height * rows), layout="constrained")
     extent = (epochs[0] + 0.5, epochs[-1] + 1.5, len(layers) - 0.5, -0.5)
-    for i, (axes, name) in enumerate(zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True)):
-        values = np.array([[row[name][layer] for row in history] for layer in layers])
-        wide = values.min() > 0 and values.max() > 10 * values.min()
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes in panels[len(names) :]:
+        axes.remove()
+    for i, (axes, name) in enumerate(zip(panels, names, strict=False)):
+        values = np.array([[row[name].get(layer, np.nan) for row in history] for layer in layers])
+        wide = np.nanmin(values) > 0 and np.nanmax(values) > 10 * np.nanmin(values)
         image = axes.imshow(
             values, aspect="auto", interpolation="nearest", extent=extent, norm=LogNorm() if wide else None
         )
         figure.colorbar(image, ax=axes)
-        axes.set_yticks(range(len(layers)), layers if i == 0 else [], fontsize=8 if len(layers) < 60 else 4)
+        labelled = i % columns == 0
+        axes.set_yticks(range(len(layers)), layers if labelled else [], fontsize=8 if len(layers) < 60 else 4)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel="epoch", title=name.replace("_", " "))
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120 if rows == 1 else 90)

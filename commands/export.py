@@ -4,14 +4,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import timm
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 import networks
 from commands import resume
-from lightning_modules import Biprop
+from lightning_modules import Biprop, initial
 from networks import InputError, biprop
 
 DESCRIPTION = """\
@@ -92,28 +91,16 @@ def _read(path: Path, model: Biprop | None) -> tuple[nn.Module, dict[str, Any] |
     if ours not in (None, "Biprop"):
         raise InputError(f"{path} was trained by {ours}: tickets are Biprop's")
     if model is None:
-        model = _rebuilt(path, checkpoint.get("hyper_parameters"))
+        remedy = "give the config that it was trained with, -c CONFIG"
+        rebuilt = initial.rebuild(path, "Biprop", checkpoint.get("hyper_parameters", {}), remedy)
+        assert isinstance(rebuilt, Biprop)
+        model = rebuilt
     if ours:
         model.on_load_checkpoint(checkpoint)
         model.load_state_dict(checkpoint["state_dict"])
     else:
         model.network.load_state_dict(biprop.from_release(checkpoint["state_dict"], model.network))
     return model.network.eval(), model.architecture
-
-
-def _rebuilt(path: Path, arguments: dict[str, Any] | None) -> Biprop:
-    """The model that a checkpoint describes. Only timm's registry is trusted: an import path in a file is code."""
-    if not arguments:
-        raise InputError(f"{path} does not say which network it has: give the config with -c")
-    name = arguments.get("network")
-    if not isinstance(name, str) or not timm.is_model(name):
-        raise InputError(f"{path} is of a network of your own: give the config that it was trained with, -c CONFIG")
-    arguments["network_args"] = networks.registry.without_weights(arguments.get("network_args"))
-    known = {key: value for key, value in arguments.items() if not key.startswith("_")}
-    try:
-        return Biprop(**{**known, "initial_checkpoint": None})
-    except TypeError as error:
-        raise InputError(f"{path} was written by another version of frugal ({error}): give its config, -c") from error
 
 
 def _save_plain(ticket: nn.Module, architecture: dict[str, Any] | None, path: Path) -> None:

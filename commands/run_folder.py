@@ -33,17 +33,18 @@ def config_path(configs: list[str]) -> Path:
     return Path(*(part for part in parts if part != path.anchor))
 
 
-def run_folder(configs: list[str], seed: int | bool) -> Path:
+def run_folder(configs: list[str], seed: int | bool, in_sweep: bool = True) -> Path:
     """Folder of the run of a config.
 
-    The config that a run saved belongs to that run, or with another seed to a run beside it.
+    The config that a run saved belongs to that run, or with another seed to a run beside it. Inside a W&B sweep a run
+    has a folder of its own, unless it is asked for one outside.
     """
     if configs and (Path(configs[0]).parent / "run.json").exists():
         saved = Path(os.path.abspath(configs[0])).parent
         home = saved.parent if saved.name in EVALUATIONS else saved
         home = home.relative_to(Path.cwd()) if home.is_relative_to(Path.cwd()) else home
         return home if home.name.split(".")[0] == _seed(seed) else home.with_name(_seed(seed))
-    return Path("runs") / config_path(configs) / _sweep() / _seed(seed)
+    return Path("runs") / config_path(configs) / (_sweep() if in_sweep else Path()) / _seed(seed)
 
 
 def _sweep() -> Path:

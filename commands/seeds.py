@@ -35,25 +35,43 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         "frugal seeds", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add_arguments(parser, [0, 1, 2])
+    options, overrides = parse(parser, arguments)
+    result = run_all(options.config, overrides, options.seeds, options.results)
+    Console().print(table(result))
+
+
+def add_arguments(parser: argparse.ArgumentParser, default_seeds: list[int]) -> None:
+    """What is trained, and where the results go."""
     parser.add_argument("-c", "--config", action="append", required=True, help="config of the run, and its overlays")
-    parser.add_argument("--seeds", type=_seeds, default=[0, 1, 2], metavar="0,1,2", help="the default is 0,1,2")
+    shown = ",".join(map(str, default_seeds))
+    parser.add_argument("--seeds", type=_seeds, default=default_seeds, metavar="0,1,2", help=f"the default is {shown}")
     parser.add_argument(
         "--results", type=Path, default=Path("results"), metavar="FOLDER", help="the default is results"
     )
+
+
+def parse(parser: argparse.ArgumentParser, arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    """Our options, and those of `frugal fit`."""
     options, overrides = parser.parse_known_args(arguments)
     for name in ("--ckpt_path", "--seed_everything", "--trainer.default_root_dir", "--checkpoint.dirpath"):
         if any(option.split("=")[0] == name for option in overrides):
             parser.error(f"{name} is chosen for each seed: leave it out")
-    given = [part for config in options.config for part in ("-c", config)] + overrides
-    folders = {seed: run_folder(options.config, seed) for seed in options.seeds}
+    return options, overrides
+
+
+def run_all(configs: list[str], overrides: list[str], seeds: list[int], results: Path) -> dict[str, Any]:
+    """Train and test with every seed, and write the summary to results/<path of the config>.json."""
+    given = [part for config in configs for part in ("-c", config)] + overrides
+    folders = {seed: run_folder(configs, seed) for seed in seeds}
     for seed, folder in folders.items():
         train_and_test(seed, folder, given)
-    result = summary(options.config, overrides, folders)
-    path = options.results / f"{config_path(options.config)}.json"
+    result = summary(configs, overrides, folders)
+    path = results / f"{config_path(configs)}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
-    Console().print(table(result))
     print(path)
+    return result
 
 
 def _seeds(text: str) -> list[int]:

@@ -20,6 +20,7 @@ from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 from callbacks import (
     AtomicCheckpointIO,
     ComplexityMonitor,
+    Distillation,
     ExactResume,
     FiniteLoss,
     LastCheckpoint,
@@ -28,7 +29,7 @@ from callbacks import (
     TrainingCurves,
 )
 from callbacks.record import RunRecord
-from commands import resume, run_folder
+from commands import references, resume, run_folder
 from commands.hardware import check_gpus
 from commands.parser import Parser
 from datamodules.base import DataModule, check_batch_size
@@ -58,6 +59,16 @@ def main(arguments: list[str]) -> None:
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.msg)
     with ExitStack() as held:
         FrugalCLI(arguments, held=held)
+
+
+def parse(arguments: list[str]) -> Namespace:
+    """The config of a command line, with nothing built."""
+
+    class Parsed(FrugalCLI):
+        def instantiate_classes(self) -> None:
+            pass
+
+    return Parsed(arguments, run=False).config
 
 
 class FrugalCLI(LightningCLI):
@@ -139,6 +150,8 @@ class FrugalCLI(LightningCLI):
             self.resuming = path is not None and path.resolve().is_relative_to(self.folder.resolve())
             if self.subcommand == "fit" and self.resuming:
                 resume.check_same_run(self.folder / "config.yaml", self.resolved)
+            fits = self.subcommand == "fit"
+            references.resolve(config, config.seed_everything, needs=fits, starts=fits and self.ckpt_path is None)
             self._choose_loggers(config)
             self._choose_callbacks(config)
 
@@ -234,6 +247,9 @@ class FrugalCLI(LightningCLI):
         return {**kwargs, "ckpt_path": self.ckpt_path, "weights_only": True}
 
     def _prepare_fit(self) -> None:
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Distillation):
+                callback.prepare(self.model)
         if isinstance(self.datamodule, DataModule):
             self.datamodule.setup("fit")
             self.datamodule.train_dataloader()

@@ -2,5 +2,6 @@
 
 from lightning_modules.biprop import Biprop
 from lightning_modules.classifier import Classifier
+from lightning_modules.expert_binary import ExpertBinary
 
-__all__ = ["Biprop", "Classifier"]
+__all__ = ["Biprop", "Classifier", "ExpertBinary"]

@@ -29,8 +29,8 @@ class Biprop(Classifier):
     layers/mask_flips (the share of the layer's weights that were kept or pruned anew), drawn into layers.png.
 
     Args:
-        network, num_classes, input_size, network_args, optimizer, schedule, warmup_epochs, label_smoothing,
-            initial_checkpoint: as in Classifier.
+        network, num_classes, input_size, network_args, optimizer, schedule, drop_epochs, warmup_epochs,
+            label_smoothing, mixup_alpha, initial_checkpoint: as in Classifier.
         keep_fraction: fraction of each layer's weights that is kept, 0 < k <= 1 (the paper prints the pruned 1 - k).
         init: distribution of the frozen weights.
         scale: divisor of their variance; None means "kept" without batch normalisation and "none" with it.
@@ -67,8 +67,10 @@ class Biprop(Classifier):
         network_args: dict[str, Any] | None = None,
         optimizer: OptimizerCallable = lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=1e-4),
         schedule: Schedule = "cosine",
+        drop_epochs: tuple[int, ...] = (),
         warmup_epochs: int = 0,
         label_smoothing: float = 0.0,
+        mixup_alpha: float = 0.0,
         initial_checkpoint: str | None = None,
         keep_fraction: float = 0.5,
         init: Init = "kaiming_normal",
@@ -89,8 +91,10 @@ class Biprop(Classifier):
             network_args,
             optimizer,
             schedule,
+            drop_epochs,
             warmup_epochs,
             label_smoothing,
+            mixup_alpha,
             initial_checkpoint,
         )
         if selection_epochs < 0:

@@ -1,13 +1,14 @@
 """How a classifier is trained: loss, loss terms, metrics, optimiser and schedule. Every method inherits it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.cli import OptimizerCallable
 from pytorch_lightning.utilities import rank_zero_info
+from timm.data import Mixup
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
@@ -18,7 +19,7 @@ import networks
 from lightning_modules import initial
 from networks import InputError
 
-Schedule = Literal["cosine", "constant"]
+Schedule = Literal["cosine", "steps", "constant"]
 Network = Any  # str | nn.Module; spelled out, --help would list every module of torch
 LossTerm = Callable[[Any, Tensor], Tensor]  # (batch, outputs) -> loss
 
@@ -37,9 +38,14 @@ class Classifier(LightningModule):
         input_size: size of one input, (C, H, W) or (C, T); the command takes it from the data.
         network_args: arguments for a network given by name, such as {"width": 0.5}.
         optimizer: builds the optimiser from parameter groups.
-        schedule: "cosine" from the optimiser's rate to 0 over trainer.max_epochs, or "constant"; stepped every epoch.
+        schedule: "cosine" from the optimiser's rate to 0 over trainer.max_epochs, "steps", or "constant"; changes every
+            epoch.
+        drop_epochs: with "steps", epochs from which on the rate is a tenth of what it was, warm-up included.
         warmup_epochs: w epochs before that with rate * (epoch + 1) / w.
         label_smoothing: mass spread evenly over the classes, in evaluation's loss too.
+        mixup_alpha: train on mixtures of pairs, by timm's Mixup, with weights from Beta(alpha, alpha), one for each
+            batch of a device (Zhang et al., ICLR 2018); 0 is none. Loss, loss terms and train/top1 see mixed images
+            and labels; the label of larger weight counts as the true one.
         initial_checkpoint: file whose weights training starts from: a checkpoint of ours, a state_dict, safetensors.
             What matches by name and size is taken, the rest reported. (--ckpt_path is for resuming a run.)
 
@@ -58,14 +64,20 @@ class Classifier(LightningModule):
         network_args: dict[str, Any] | None = None,
         optimizer: OptimizerCallable = lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=1e-4),
         schedule: Schedule = "cosine",
+        drop_epochs: tuple[int, ...] = (),
         warmup_epochs: int = 0,
         label_smoothing: float = 0.0,
+        mixup_alpha: float = 0.0,
         initial_checkpoint: str | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["optimizer"] if isinstance(network, str) else ["optimizer", "network"])
         if warmup_epochs < 0 or not 0 <= label_smoothing <= 1:
             raise InputError(f"{warmup_epochs=} must not be negative, {label_smoothing=} must lie in 0 to 1")
+        if not 0 <= mixup_alpha < math.inf:
+            raise InputError(f"{mixup_alpha=} must not be negative")
+        if bool(drop_epochs) != (schedule == "steps"):
+            raise InputError(f"{drop_epochs=} go with schedule='steps', and it with them; got {schedule=}")
         if num_classes is None or input_size is None:
             raise InputError("num_classes and input_size are not known: give both, or data that says them")
         if isinstance(network, str):
@@ -75,11 +87,14 @@ class Classifier(LightningModule):
             raise InputError(f"the network gives outputs of size {outputs}, not ({num_classes},), one per class")
         self.network = network
         self.num_classes, self.input_size = num_classes, tuple(input_size)
-        self.optimizer, self.schedule, self.warmup_epochs = optimizer, schedule, warmup_epochs
+        self.optimizer, self.schedule = optimizer, schedule
+        self.drop_epochs, self.warmup_epochs = tuple(drop_epochs), warmup_epochs
+        # No smoothing here: the criterion smooths.
+        self.mixup = Mixup(mixup_alpha, label_smoothing=0.0, num_classes=num_classes) if mixup_alpha else None
         self.initial_checkpoint = initial_checkpoint
         self.criterion = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
         self.loss_terms: dict[str, LossTerm] = {}
-        self.term_means = nn.ModuleDict()
+        self.means = nn.ModuleDict()
         top_k = {"top1": 1, "top5": 5} if num_classes > 5 else {"top1": 1}
         self.metrics = nn.ModuleDict()
         for stage in ("train", "val", "test"):  # without checks, which would wait for the device in every step
@@ -96,18 +111,32 @@ class Classifier(LightningModule):
 
     def on_fit_start(self) -> None:
         self.load_initial()
-        for name in self.loss_terms:  # before a resumed run's means are restored
-            self._mean_of(name)
+        for name in self.loss_terms:
+            self.mean_of(f"train/{name}")
 
     def load_initial(self) -> None:
         """Take the weights of `initial_checkpoint`, once, and report what matched and what did not."""
         path, self.initial_checkpoint = self.initial_checkpoint, None
         if path:
-            rank_zero_info(initial.start_from(self, path))
+            rank_zero_info(self.start_from(initial.read(path)))
+
+    def start_from(self, weights: initial.Weights) -> str:
+        """Take what matches by name and size, and say what matched; a method overrides it where its steps differ."""
+        return initial.copy_into(self, weights)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, num_classes) of inputs (N, *input_size)."""
         return self.network(x)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        if self.mixup is None or not self.trainer.training:
+            return batch
+        inputs, targets = batch
+        if len(targets) % 2:
+            raise InputError(
+                f"mixup pairs samples, and a device has {len(targets)}: take an even data.batch_size for it"
+            )
+        return self.mixup(inputs, targets)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         inputs, targets = batch
@@ -115,18 +144,23 @@ class Classifier(LightningModule):
         loss = self.criterion(outputs, targets)
         for name, term in self.loss_terms.items():
             value = term(batch, outputs)
-            mean = self._mean_of(name)
-            mean.update(value.detach().expand(len(targets)))
-            self.log(f"train/{name}", mean, on_step=False, on_epoch=True, metric_attribute=f"term_means.{name}")
+            self.log_mean(f"train/{name}", value.expand(len(targets)))
             loss = loss + value
         self.log("train/loss_step", loss, prog_bar=True)
-        self._measure("train", loss, outputs, targets)
+        self._measure("train", loss, outputs, labels_of(targets))
         return loss
 
-    def _mean_of(self, term: str) -> MeanMetric:
-        if term not in self.term_means:
-            self.term_means[term] = MeanMetric(nan_strategy="disable").to(self.device)
-        return self.term_means[term]  # type: ignore[return-value]
+    def log_mean(self, name: str, values: Tensor) -> None:
+        """Log the mean of values, one for each sample, (N,), exactly over the epoch's batches and all processes."""
+        mean = self.mean_of(name)
+        mean.update(values.detach())
+        self.log(name, mean, on_step=False, on_epoch=True, metric_attribute=f"means.{name}")
+
+    def mean_of(self, name: str) -> MeanMetric:
+        """The metric behind `log_mean`; made when a fit starts, it can be restored when a run is resumed."""
+        if name not in self.means:
+            self.means[name] = MeanMetric(nan_strategy="disable").to(self.device)
+        return self.means[name]  # type: ignore[return-value]
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self._evaluate("val", batch)
@@ -172,7 +206,8 @@ class Classifier(LightningModule):
         optimizer = self.optimizer([group for group in groups if group["params"]])
         if (self.schedule == "constant" and not self.warmup_epochs) or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return optimizer
-        scheduler = warmup_then(self.schedule, optimizer, self.trainer.max_epochs or 0, self.warmup_epochs)
+        epochs = self.trainer.max_epochs or 0
+        scheduler = warmup_then(self.schedule, optimizer, epochs, self.warmup_epochs, self.drop_epochs)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
 
     def on_train_start(self) -> None:
@@ -226,15 +261,24 @@ def check_epochs(schedule: Schedule, epochs: int, warmup_epochs: int) -> None:
         raise InputError(f"the cosine schedule ends with trainer.max_epochs: give more than {warmup_epochs=}")
 
 
-def warmup_then(schedule: Schedule, optimizer: Optimizer, epochs: int, warmup_epochs: int) -> LRScheduler:
-    """Linear warm-up, then cosine or constant, stepped every epoch e = 0, 1, ...
+def labels_of(targets: Tensor) -> Tensor:
+    """Labels (N,); of a mixture's probabilities (N, num_classes) the likeliest."""
+    return targets.argmax(-1) if targets.ndim == 2 else targets
 
-    lr(e) = lr0 * (e + 1) / w for e < w; then lr0, or lr0 * (1 + cos(pi * (e - w) / (E - w))) / 2 for "cosine".
+
+def warmup_then(
+    schedule: Schedule, optimizer: Optimizer, epochs: int, warmup_epochs: int, drop_epochs: Sequence[int] = ()
+) -> LRScheduler:
+    """Linear warm-up, then cosine, steps or constant, stepped every epoch e = 0, 1, ...
+
+    lr(e) = lr0 * (e + 1) / w for e < w; then lr0, for "cosine" lr0 * (1 + cos(pi * (e - w) / (E - w))) / 2, for "steps"
+    lr0 * 0.1^(number of drops at or before e).
     In closed form, so that a resumed run has the same rates; timm's linear warm-up has another slope, (L - init) / w.
 
     Args:
         epochs: E, the whole run's.
         warmup_epochs: w, less than E.
+        drop_epochs: of "steps".
 
     Raises:
         InputError: E is not known, or leaves nothing behind the warm-up.
@@ -245,6 +289,8 @@ def warmup_then(schedule: Schedule, optimizer: Optimizer, epochs: int, warmup_ep
     def factor(epoch: int) -> float:
         if epoch < w:
             return (epoch + 1) / w
+        if schedule == "steps":
+            return 0.1 ** sum(epoch >= drop for drop in drop_epochs)
         return (1 + math.cos(math.pi * (epoch - w) / (epochs - w))) / 2 if schedule == "cosine" else 1.0
 
     return LambdaLR(optimizer, factor)

@@ -97,10 +97,35 @@ def count(network: nn.Module, input_size: Sequence[int]) -> Report:
     Raises:
         InputError: the network does not accept such an input.
     """
+    ledger, failure = _run(network, input_size)
+    layers = tuple(ledger.rows(failure))
+    total: Cost = sum(layers, Cost())
+    return Report(
+        **{f.name: getattr(total, f.name) for f in fields(Cost)},
+        input_size=tuple(input_size),
+        output_size=ledger.output_size.get(ledger.network, ()),
+        layers=layers,
+    )
+
+
+def output_sizes(network: nn.Module, input_size: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    """Size of what each module gives for one input, without the batch, by dotted name, in the network's order.
+
+    Modules that were not called, or that do not give one tensor, are left out.
+
+    Raises:
+        InputError: the network does not accept such an input.
+    """
+    ledger, _ = _run(network, input_size)
+    named = ledger.network.named_modules()
+    return {name: ledger.output_size[module] for name, module in named if module in ledger.output_size}
+
+
+def _run(network: nn.Module, input_size: Sequence[int]) -> tuple["_Ledger", tuple[str, ...]]:
+    """The ledger of one forward on the meta device, and why it broke off."""
     twin = _on_meta(network).eval()
     dtype = next((p.dtype for p in twin.parameters() if p.is_floating_point()), None)
     ledger = _Ledger(twin)
-    failure: tuple[str, ...] = ()
     try:
         with torch.no_grad(), ledger.counter, ledger:
             twin(torch.empty(1, *input_size, device="meta", dtype=dtype))
@@ -108,17 +133,9 @@ def count(network: nn.Module, input_size: Sequence[int]) -> Report:
         reason = str(error).split("\n")[0]
         size = "x".join(map(str, input_size))
         if isinstance(error, NotImplementedError) or "meta" in reason:  # it depends on values
-            failure = (reason,)
-        else:
-            raise InputError(f"{type(network).__name__} does not accept an input of {size}: {reason}") from error
-    layers = tuple(ledger.rows(failure))
-    total: Cost = sum(layers, Cost())
-    return Report(
-        **{f.name: getattr(total, f.name) for f in fields(Cost)},
-        input_size=tuple(input_size),
-        output_size=ledger.output_size.get(twin, ()),
-        layers=layers,
-    )
+            return ledger, (reason,)
+        raise InputError(f"{type(network).__name__} does not accept an input of {size}: {reason}") from error
+    return ledger, ()
 
 
 def _on_meta(network: nn.Module) -> nn.Module:

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 
 from datamodules import Digits
 from lightning_modules import Biprop, Classifier
-from lightning_modules.initial import start_from
+from lightning_modules.initial import copy_into, read
 from networks import InputError
 
 
@@ -23,7 +23,7 @@ def test_takes_checkpoints_state_dicts_and_safetensors_of_module_or_network(tmp_
     save_file(source.network.state_dict(), tmp_path / "network.safetensors")
     for name in ("run.ckpt", "network.pth", "network.safetensors"):
         module = classifier(2)
-        report = start_from(module, tmp_path / name)
+        report = copy_into(module, read(tmp_path / name))
         assert (
             report == f"{len(source.state_dict())} of {len(source.state_dict())} tensors start from {tmp_path / name}"
         )
@@ -39,7 +39,7 @@ def test_reports_what_did_not_match(tmp_path):
     torch.save(other, tmp_path / "other.pt")
     module = classifier(2)
     before = {name: value.clone() for name, value in module.network.state_dict().items()}
-    assert start_from(module, tmp_path / "other.pt").splitlines() == [
+    assert copy_into(module, read(tmp_path / "other.pt")).splitlines() == [
         f"{len(source) - 2} of {len(source)} tensors start from {tmp_path / 'other.pt'}",
         f"  not in it, as built: 1, such as network.{names[1]}",
         f"  of another size, as built: 1, such as network.{names[0]}",
@@ -93,17 +93,17 @@ class Evil:
 def test_refusals(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="initial_checkpoint: no file at nowhere"):
-        start_from(classifier(0), "nowhere.ckpt")
+        copy_into(classifier(0), read("nowhere.ckpt"))
     (tmp_path / "short.pt").write_bytes(b"PK\x03\x04")
     with pytest.raises(InputError, match=r"short.pt is cut short or has no weights"):
-        start_from(classifier(0), tmp_path / "short.pt")
+        copy_into(classifier(0), read(tmp_path / "short.pt"))
     torch.save({"state_dict": Evil()}, tmp_path / "evil.pt")
     with pytest.raises(InputError, match=r"evil.pt is cut short or has no weights"):
-        start_from(classifier(0), tmp_path / "evil.pt")
+        copy_into(classifier(0), read(tmp_path / "evil.pt"))
     assert not (tmp_path / "executed").exists()
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pt")
     with pytest.raises(InputError, match=r"none of its 1 tensors has a name and size of this network's, such as netw"):
-        start_from(classifier(0), tmp_path / "other.pt")
+        copy_into(classifier(0), read(tmp_path / "other.pt"))
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(InputError, match=r"list.pt is cut short or has no weights"):
-        start_from(classifier(0), tmp_path / "list.pt")
+        copy_into(classifier(0), read(tmp_path / "list.pt"))
