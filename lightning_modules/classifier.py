@@ -128,18 +128,8 @@ class Classifier(LightningModule):
         """Logits (N, num_classes) of inputs (N, *input_size)."""
         return self.network(x)
 
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        if self.mixup is None or not self.trainer.training:
-            return batch
-        inputs, targets = batch
-        if len(targets) % 2:
-            raise InputError(
-                f"mixup pairs samples, and a device has {len(targets)}: take an even data.batch_size for it"
-            )
-        return self.mixup(inputs, targets)
-
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        inputs, targets = batch
+        batch = inputs, targets = self._mix(*batch)
         outputs = self(inputs)
         loss = self.criterion(outputs, targets)
         for name, term in self.loss_terms.items():
@@ -149,6 +139,14 @@ class Classifier(LightningModule):
         self.log("train/loss_step", loss, prog_bar=True)
         self._measure("train", loss, outputs, labels_of(targets))
         return loss
+
+    def _mix(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Mixed inputs and the probabilities of their classes, (N, num_classes)."""
+        if self.mixup is None:
+            return inputs, targets
+        if len(targets) % 2:
+            raise InputError(f"mixup pairs samples, and a device has {len(targets)}: give an even data.batch_size")
+        return self.mixup(inputs, targets)
 
     def log_mean(self, name: str, values: Tensor) -> None:
         """Log the mean of values, one for each sample, (N,), exactly over the epoch's batches and all processes."""
