@@ -184,5 +184,5 @@ class ExpertBinary(Classifier):
         self._signs = state["signs"]
         for name, counts in state["counts"].items():  # those of all processes go on in the first
             gate = self.layers[name].gate
-            if gate is not None:
+            if gate is not None and not counts.is_meta:  # of a checkpoint that is only looked at
                 gate.counts = counts.to(self.device) if self.global_rank == 0 else None

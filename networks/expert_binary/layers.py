@@ -98,26 +98,31 @@ class Gate(nn.Linear):
 
 
 class _Select(torch.autograd.Function):
-    """W_b = sum_i phi_bi Theta_i for one-hot phi, by index; d_bi = <Theta_i, R_b> for all i backward (spec of EBN 4.1).
+    """Kernels W_b = sum_i phi_bi Theta_i for one-hot phi, by index; binary: their signs, +1 for 0.
 
-    R is the gradient of W. Experts that no sample has chosen get exactly zero.
+    Backward, with R_b the gradient of W_b, masked where |W_b| >= 1 if binary: dL/dTheta_i is the sum of R_b over the
+    samples that chose i, exactly zero where there is none, and dL/dphi_bi = <Theta_i, R_b> for all i. Signs are taken
+    of the N experts before they are copied to B samples: the same values for less work.
     """
 
     @staticmethod
-    def forward(experts: Tensor, phi: Tensor) -> Tensor:
-        return experts.index_select(0, phi.argmax(-1))
+    def forward(experts: Tensor, phi: Tensor, binary: bool) -> Tensor:
+        return (sign(experts, at_zero=1) if binary else experts).index_select(0, phi.argmax(-1))
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
-        ctx.save_for_backward(*inputs)
+        ctx.save_for_backward(*inputs[:2])
+        ctx.binary = inputs[2]
 
     @staticmethod
     def backward(ctx, *grad_outputs):
         experts, phi = ctx.saved_tensors
-        residual = grad_outputs[0].flatten(1)  # (B, P)
+        residual, flat = grad_outputs[0].flatten(1), experts.flatten(1)  # (B, P), (N, P)
+        if ctx.binary:
+            residual = residual * (flat.abs() < 1).index_select(0, phi.argmax(-1))
         of_experts = (phi.T @ residual).view_as(experts) if ctx.needs_input_grad[0] else None
-        of_phi = residual @ experts.flatten(1).T if ctx.needs_input_grad[1] else None
-        return of_experts, of_phi
+        of_phi = residual @ flat.T if ctx.needs_input_grad[1] else None
+        return of_experts, of_phi, None
 
 
 class ExpertBinaryConv2d(nn.Module):
@@ -246,7 +251,7 @@ class ExpertBinaryConv2d(nn.Module):
         if gate is None:
             y = self._convolve(signs, self._quantize(self.weight[0]))
         else:
-            y = self._convolve_each(signs, self._quantize(self._kernels(gate(average))))
+            y = self._convolve_each(signs, self._kernels(gate(average)))
         y = y * self.scale.view(-1, 1, 1)
         return y if self.rescale is None else y * self.rescale(average)[:, :, None, None]
 
@@ -259,10 +264,10 @@ class ExpertBinaryConv2d(nn.Module):
         return sign(weight, at_zero=1, gradient="window") if self.step == "binary" else weight
 
     def _kernels(self, phi: Tensor) -> Tensor:
-        """Real kernels of each sample, (B, O, C / G, k, k)."""
+        """Kernels of each sample, (B, O, C / G, k, k): selected first, quantised second."""
         if self.routing == "mixture":
-            return (phi @ self.weight.flatten(1)).view(-1, *self.weight.shape[1:])
-        return _Select.apply(self.weight, phi)
+            return self._quantize((phi @ self.weight.flatten(1)).view(-1, *self.weight.shape[1:]))
+        return _Select.apply(self.weight, phi, self.step == "binary")
 
     def _convolve(self, x: Tensor, kernel: Tensor, samples: int = 1) -> Tensor:
         groups = samples * self.groups
