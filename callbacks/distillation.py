@@ -188,7 +188,7 @@ class Distillation(Callback):
         elif weights:
             teacher = networks.create(self.given, size, classes, self.teacher_args)
         else:
-            teacher = networks.create(self.given, size, None, {"pretrained": True, **self.teacher_args})
+            teacher = _pretrained(self.given, size, self.teacher_args)
         outputs = complexity.count(_network(teacher), size).output_size
         if outputs != (classes,):
             raise InputError(f"the teacher gives outputs of size {outputs}, the student has {classes} classes")
@@ -254,6 +254,13 @@ class Distillation(Callback):
 def _network(teacher: nn.Module) -> nn.Module:
     """Where the layers' names begin, also in a module of ours."""
     return teacher.network if isinstance(teacher, LightningModule) else teacher  # type: ignore[return-value]
+
+
+def _pretrained(name: str, input_size: tuple[int, ...], args: dict[str, Any]) -> nn.Module:
+    try:
+        return networks.create(name, input_size, None, {"pretrained": True, **args})
+    except InputError as error:
+        raise InputError(f"no pretrained teacher: {error}; Distillation.checkpoint takes a file of weights") from error
 
 
 def _load(teacher: nn.Module, tensors: dict[str, Tensor], path: str) -> None:

@@ -78,9 +78,10 @@ def draw(epochs: list[int], history: list[dict[str, dict[str, float]]], path: st
     for i, (axes, name) in enumerate(zip(panels, names, strict=False)):
         values = np.array([[row[name].get(layer, np.nan) for row in history] for layer in layers])
         wide = np.nanmin(values) > 0 and np.nanmax(values) > 10 * np.nanmin(values)
-        image = axes.imshow(
-            values, aspect="auto", interpolation="nearest", extent=extent, norm=LogNorm() if wide else None
-        )
+        scale: dict[str, Any] = {"norm": LogNorm()} if wide else {}
+        if name.endswith("share"):  # panels of shares are there to be compared
+            scale = {"vmin": 0, "vmax": 1}
+        image = axes.imshow(values, aspect="auto", interpolation="nearest", extent=extent, **scale)
         figure.colorbar(image, ax=axes)
         labelled = i % columns == 0
         axes.set_yticks(range(len(layers)), layers if labelled else [], fontsize=8 if len(layers) < 60 else 4)

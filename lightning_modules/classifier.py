@@ -146,7 +146,7 @@ class Classifier(LightningModule):
             return inputs, targets
         if len(targets) % 2:
             raise InputError(f"mixup pairs samples, and a device has {len(targets)}: give an even data.batch_size")
-        return self.mixup(inputs, targets)
+        return self.mixup(inputs.clone(), targets)  # it works in place, and data may be kept
 
     def log_mean(self, name: str, values: Tensor) -> None:
         """Log the mean of values, one for each sample, (N,), exactly over the epoch's batches and all processes."""
