@@ -57,3 +57,8 @@ def test_tickets_are_the_same_in_every_process(results, selection):
 
 def test_a_resumed_run_equals_a_straight_one_in_every_process(results):
     assert [result["resumed equals straight"] for result in results] == [True, True]
+
+
+def test_experts_and_their_teacher_are_the_same_in_every_process(results):
+    for result in results:
+        assert [name for name, holds in result["experts"].items() if not holds] == []

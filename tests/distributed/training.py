@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from pytorch_lightning import Callback, LightningDataModule, Trainer, seed_everything
+from pytorch_lightning.loggers import CSVLogger
 from torch import nn
 
-from callbacks import ExactResume, LastCheckpoint
+from callbacks import Distillation, ExactResume, LastCheckpoint, LayerMonitor
 from datamodules.base import DataModule
 from datamodules.images import Images
-from lightning_modules import Biprop, Classifier
+from lightning_modules import Biprop, Classifier, ExpertBinary
 from networks.biprop import subnet_layers
 from networks.bits import random_signs
 
@@ -52,9 +53,9 @@ class FixedBatchNorm(Classifier):
         self.network.eval()
 
 
-def trainer(devices: int, folder: str, *callbacks: Callback, **options) -> Trainer:
+def trainer(devices: int, folder: str, *callbacks: Callback, logger=False, **options) -> Trainer:
     return Trainer(
-        accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", max_epochs=2, logger=False,
+        accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", max_epochs=2, logger=logger,
         callbacks=list(callbacks), default_root_dir=folder, enable_checkpointing=bool(options),
         enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, **options,
     )  # fmt: skip
@@ -116,6 +117,28 @@ def trained_ticket(devices: int, folder: str, selection: str) -> dict[str, bool]
     }
 
 
+def taught_experts(devices: int, folder: Path) -> dict[str, bool]:
+    """Steps "one_expert" and "experts" under a teacher, each process drawn with another seed; and what holds."""
+    torch.manual_seed(int(os.environ.get("LOCAL_RANK", 0)))
+    args = {"blocks": [1, 1, 1, 1], "expansion": 0.125, "groups": [1, 1, 1, 1], "stem": "cifar"}
+    holds, counted = {}, []
+    for step in ("one_expert", "experts"):  # plain DDP fails where a parameter gets no gradient
+        module = ExpertBinary("expert_binary_resnet", 10, (1, 8, 8), args, step=step)
+        distillation = Distillation(ExpertBinary("expert_binary_resnet", 10, (1, 8, 8), args, step="fp"), validate=True)
+        runner = trainer(devices, str(folder), distillation, logger=CSVLogger(folder, "", ""))
+        runner.fit(module, datamodule=Odd(batch_size=4))
+        monitor = next(c for c in runner.callbacks if isinstance(c, LayerMonitor))
+        histories = [monitor.history] * devices
+        if devices > 1:
+            torch.distributed.all_gather_object(histories, monitor.history)
+        holds[f"{step}: same weights"] = same_everywhere(module)
+        holds[f"{step}: same history"] = all(history == histories[0] for history in histories)
+        holds[f"{step}: term over all samples"] = "train/agreement" in runner.callback_metrics
+        counted = [value for name, row in monitor.history[-1].items() if "share" in name for value in row.values()]
+    holds["shares of 16 samples"] = all((16 * value).is_integer() for value in counted) and sum(counted) == 12
+    return holds
+
+
 def predicted(runner: Trainer, module: Classifier, data: LightningDataModule) -> list[int]:
     """Which samples this process has predicted."""
     runner.predict(module, datamodule=data)
@@ -141,6 +164,7 @@ def main(devices: int, folder: str) -> None:
     result["predicted"] = sorted(index for part in everyone for index in part)
 
     result["tickets"] = {how: trained_ticket(devices, folder, how) for how in ("layer", "global")}
+    result["experts"] = taught_experts(devices, Path(folder) / "experts")
     result["resumed equals straight"] = resumed_equals_straight(devices, Path(folder))
     if runner.is_global_zero:
         torch.save(result, Path(folder) / "result.pt")
