@@ -81,9 +81,11 @@ class FeatureMap(Callback):
         left = self.samples - sum(len(labels) for _, labels, _ in self._parts)
         labels = batch[1][:left].to("cpu", copy=True)
         features, choice, self._features, self._choice = self._features, self._choice, None, None
-        if features is not None and len(features) == len(batch[1][: self.samples]):  # none where a share is empty
+        rows = len(batch[1])
+        if features is not None and len(features) == min(rows, self.samples):  # none where a share is empty
             features = features[:left].flatten(1).to("cpu", torch.float32)
-            self._parts.append((features, labels, None if choice is None else choice[:left].to("cpu", copy=True)))
+            choice = choice[:left].to("cpu", copy=True) if choice is not None and len(choice) == rows else None
+            self._parts.append((features, labels, choice))
         if left == len(labels):
             self._remove_hooks()
 
@@ -95,8 +97,9 @@ class FeatureMap(Callback):
         if not watched:
             return
         features = torch.cat([part for part, _, _ in parts]) if parts else torch.empty(0)
-        if len(features) < FEWEST or not features.isfinite().all():
-            rank_zero_info(f"no features.png: the classifier saw {len(features)} samples, not {FEWEST} finite ones")
+        if len(features) < FEWEST or not features.isfinite().all() or (features == features[0]).all():
+            wanted = f"{FEWEST} or more with features that are finite and differ"
+            rank_zero_info(f"no features.png: the classifier saw {len(features)} samples, not {wanted}")
             return
         labels = torch.cat([part for _, part, _ in parts])
         names = getattr(trainer.datamodule, "class_names", range(int(labels.max()) + 1))  # type: ignore[attr-defined]
@@ -140,13 +143,18 @@ def _classifiers(network: nn.Module) -> list[nn.Module]:
 
 
 def draw(features: Tensor, panels: Panels, path: str) -> None:
-    """Draw features (N, D) by t-SNE, once for each panel, into a PNG file; up to 20 groups are named."""
+    """Draw features (N, D), finite and not all equal, by t-SNE, once for each panel, into a PNG file.
+
+    Up to 20 groups are named.
+    """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
     from sklearn.manifold import TSNE
 
-    features = features if features.shape[1] > 1 else features.repeat(1, 2)  # PCA begins with two components
-    places = TSNE(perplexity=min(30, (len(features) - 1) / 3), init="pca", random_state=0).fit_transform(features)
+    centred = features.double() - features.double().mean(0)
+    scaled = (centred / centred.abs().max()).float()  # t-SNE knows no scale, but squares
+    scaled = scaled if scaled.shape[1] > 1 else scaled.repeat(1, 2)  # PCA begins with two components
+    places = TSNE(perplexity=min(30, (len(scaled) - 1) / 3), init="pca", random_state=0).fit_transform(scaled)
     figure = Figure(figsize=(6.2 * len(panels), 5), layout="constrained")
     axes_of = figure.subplots(1, len(panels), squeeze=False)[0]
     for axes, (title, (groups, names)) in zip(axes_of, panels.items(), strict=True):
@@ -159,6 +167,6 @@ def draw(features: Tensor, panels: Panels, path: str) -> None:
             for group, name in enumerate(names):
                 axes.scatter([], [], s=40, color=palette(group), label=name)
             axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, handletextpad=0.1)
-        axes.set(title=title if few else f"{title} ({len(names)})", xticks=[], yticks=[])
+        axes.set(title=title if few else f"{title} (of {len(names)})", xticks=[], yticks=[])
     figure.suptitle(f"features of {len(places)} test samples, by t-SNE")
     figure.savefig(path, dpi=120)

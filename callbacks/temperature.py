@@ -128,6 +128,6 @@ class TemperatureAnnealing(Callback):
 
     def _without_end(self) -> InputError:
         return InputError(
-            f"a {self.schedule} temperature needs the number of the run's last {self.interval}, which is not known: give "
-            f"trainer.max_{self.interval}s, or schedule=constant"
+            f"a {self.schedule} temperature ends with the run's last {self.interval}, whose number is not known: "
+            f"give trainer.max_{self.interval}s, or schedule=constant"
         )

@@ -18,9 +18,10 @@ STD = {10: (0.247, 0.243, 0.262), 100: (0.2673, 0.2564, 0.2762)}
 class CIFAR(DataModule):
     """60,000 photographs of 32x32 pixels in 10 or 100 classes (Krizhevsky 2009); 50,000 to train, 10,000 to test.
 
-    In training: a random crop from the image padded with 4 zeros a side, and a flip. Images stay in memory as bytes,
-    and batches are augmented as a whole. Validation scores the test images, as the field does, so that the best epoch
-    is chosen on them: quote the last one, or give `held_out`. The public archive is downloaded where it is absent.
+    In training: a random crop from the image padded with 4 zeros a side, a flip, and a rotation where it is asked for.
+    Images stay in memory as bytes, and batches are augmented as a whole. Validation scores the test images, as the
+    field does, so that the best epoch is chosen on them: quote the last one, or give `held_out`. The public archive is
+    downloaded where it is absent.
 
     Args:
         root: folder that has, or gets, cifar-10-batches-py or cifar-100-python; None means the environment variable
@@ -28,11 +29,13 @@ class CIFAR(DataModule):
         classes: 10, or 100 (the fine labels).
         batch_size: total over all devices and accumulated steps.
         held_out: number of training images, evenly over the classes, that validate instead of training.
+        rotation: degrees, 0 to 180; each training image is turned by an angle uniform in +-rotation, black outside.
         check_integrity: compare the files with the published checksums.
         num_workers: processes that prepare batches, for each device.
 
     Raises:
-        InputError: files that cannot be had, that are damaged, or that have labels outside the classes.
+        InputError: files that cannot be had, that are damaged, or that have labels outside the classes; a rotation
+            that is negative or above 180.
     """
 
     input_size = (3, 32, 32)
@@ -43,15 +46,18 @@ class CIFAR(DataModule):
         classes: Literal[10, 100] = 10,
         batch_size: int = 128,
         held_out: int = 0,
+        rotation: float = 0.0,
         check_integrity: bool = True,
         num_workers: int = 0,
     ) -> None:
         super().__init__(batch_size, num_workers)
         if classes not in MEAN:
             raise InputError(f"data.classes={classes}: there are CIFAR-10 and CIFAR-100")
+        if not 0 <= rotation <= 180:
+            raise InputError(f"data.rotation={rotation} degrees must lie in 0 to 180")
         self.root = Path(root or os.environ.get("FRUGAL_DATA", "data")).expanduser()
         self.num_classes, self.held_out, self.check_integrity = classes, held_out, check_integrity
-        self.checked = False
+        self.rotation, self.checked = rotation, False
 
     @property
     def _source(self) -> Any:
@@ -100,7 +106,9 @@ class CIFAR(DataModule):
             from sklearn.model_selection import train_test_split
 
             train, val = train_test_split(train, test_size=self.held_out, stratify=labels, random_state=0)
-        self.train_set = Images(images[train], labels[train], mean, std, crop_padding=4, flip=True)
+        self.train_set = Images(
+            images[train], labels[train], mean, std, crop_padding=4, flip=True, rotation=self.rotation
+        )
         self.test_set = Images(test_images, test_labels, mean, std)
         self.val_set = Images(images[val], labels[val], mean, std) if self.held_out else self.test_set
 

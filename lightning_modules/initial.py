@@ -98,10 +98,10 @@ def rebuild(path: str | Path, method: str | None, hyper_parameters: dict[str, An
     name = hyper_parameters.get("network")
     if not isinstance(name, str) or not timm.is_model(name):
         raise InputError(f"{path} is of a network of your own: {remedy}")
+    # In place, for the checkpoint will be compared with the module.
+    hyper_parameters["network_args"] = registry.without_weights(hyper_parameters.get("network_args"))
     known = {key: value for key, value in hyper_parameters.items() if not key.startswith("_")}
-    known["network_args"] = registry.without_weights(known.get("network_args"))
-    known["initial_checkpoint"] = None
     try:
-        return getattr(lightning_modules, method)(**known)
+        return getattr(lightning_modules, method)(**{**known, "initial_checkpoint": None})
     except TypeError as error:
         raise InputError(f"{path} was written by another version of frugal ({error}): {remedy}") from error

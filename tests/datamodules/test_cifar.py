@@ -157,6 +157,27 @@ def test_refusals_at_construction(tmp_path):
             cifar(tmp_path, held_out=number)
 
 
+@pytest.mark.parametrize("rotation", [-1.0, 180.5, float("nan")])
+def test_refuses_rotations_outside_half_a_turn(rotation):
+    with pytest.raises(InputError, match=rf"data.rotation={rotation} degrees must lie in 0 to 180"):
+        CIFAR(rotation=rotation)
+
+
+def test_training_images_alone_are_rotated(tmp_path):
+    write_cifar(tmp_path)
+    plain, data = (cifar(tmp_path, held_out=50, rotation=rotation) for rotation in (0.0, 90.0))
+    turned = [
+        [not torch.equal(a, b) for a, b in zip(x[0], y[0], strict=True)]
+        for x, y in zip(plain.train_dataloader(), data.train_dataloader(), strict=True)
+    ]
+    assert np.mean(turned) > 0.9  # an angle below 2 degrees moves nothing
+    for one, other in (
+        (plain.val_dataloader(), data.val_dataloader()),
+        (plain.test_dataloader(), data.test_dataloader()),
+    ):
+        assert all(torch.equal(x[0], y[0]) for x, y in zip(one, other, strict=True))
+
+
 def test_the_folder_is_given_or_the_environments_or_data(monkeypatch):
     monkeypatch.delenv("FRUGAL_DATA", raising=False)
     assert CIFAR().root == Path("data")
