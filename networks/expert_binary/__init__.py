@@ -5,6 +5,8 @@ Bulat, Martinez & Tzimiropoulos, "High-Capacity Expert Binary Networks", ICLR 20
 
 from networks.expert_binary.layers import STEPS, ExpertBinaryConv2d, Gate, winner_takes_all
 from networks.expert_binary.models import ExpertBinaryResNet
+from networks.expert_binary.packed import pack
+from networks.expert_binary.release import from_release
 from networks.expert_binary.surgery import apply, expert_layers, replicate, set_step
 
 __all__ = [
@@ -14,6 +16,8 @@ __all__ = [
     "Gate",
     "apply",
     "expert_layers",
+    "from_release",
+    "pack",
     "replicate",
     "set_step",
     "winner_takes_all",
