@@ -12,7 +12,7 @@ from networks.complexity import Report
 
 
 class TrainingCurves(Callback):
-    """Draws curves.png when training ends: loss and top-1 by epoch, and the weights that each layer keeps.
+    """Draws curves.png when training ends: loss and top-1 by epoch, and the parameters that each layer stores.
 
     What it has seen is saved with the checkpoint, so that a resumed run's picture begins at the first epoch. `history`
     has a row for each epoch, with the hours of training until its end; the time between a checkpoint and the resuming
@@ -59,11 +59,11 @@ class TrainingCurves(Callback):
         for logger in trainer.loggers:
             if hasattr(logger, "log_image"):  # W&B's
                 logger.log_image("curves", [str(path)])
-        rank_zero_info(f"training curves and kept weights per layer: {path}")
+        rank_zero_info(f"training curves and stored parameters per layer: {path}")
 
 
 def draw(history: list[dict[str, float]], report: Report | None, path: str) -> None:
-    """Draw loss and top-1 by epoch beside the weights of each layer, kept and dense, into a PNG file."""
+    """Draw loss and top-1 by epoch beside what each layer that multiplies stores, and in its ordinary form would."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -79,15 +79,16 @@ def draw(history: list[dict[str, float]], report: Report | None, path: str) -> N
         axes.legend()
 
     layers = report.layers if report else ()
-    sizes = [(layer.name, layer.params, layer.dense_params) for layer in layers if layer.dense_params]
+    computing = (layer for layer in layers if layer.dense_params and (layer.flops != 0 or layer.bops != 0))
+    sizes = [(layer.name, layer.params, layer.dense_params) for layer in computing]
     fontsize = 8 if len(sizes) < 25 else 4
     for row, (_, kept, dense) in enumerate(sizes):
         weights.barh(row, dense, color="0.85")
         weights.barh(row, kept or 0, height=0.5, color="C0")
         share = "unknown" if kept is None else f"{kept / dense:.1%}"
-        weights.text(dense * 1.1, row, share, va="center", fontsize=fontsize)
+        weights.text(max(dense, kept or 0) * 1.1, row, share, va="center", fontsize=fontsize)
     weights.set_yticks(range(len(sizes)), [name for name, _, _ in sizes], fontsize=fontsize)
     weights.invert_yaxis()
     weights.margins(x=0.25)
-    weights.set(xscale="log", xlabel="weights: all (grey), kept (blue)", title="kept weights per layer")
+    weights.set(xscale="log", xlabel="parameters: ordinary layer (grey), stored (blue)", title="stored per layer")
     figure.savefig(path, dpi=120)

@@ -102,7 +102,7 @@ class ExpertBinary(Classifier):
         networks.expert_binary.set_step(self.network, step, fp_activation)
         self.step: Step = step
         self._signs: dict[str, Tensor] = {}  # of the last call of layer_metrics, packed
-        rank_zero_info(f"expert_binary: {len(self.layers)} layers, {num_experts} experts, step {step}")
+        rank_zero_info(f"expert_binary: {len(self.layers)} layers, num_experts {num_experts}, step {step}")
 
     @property
     def layers(self) -> dict[str, ExpertBinaryConv2d]:
