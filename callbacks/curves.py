@@ -79,8 +79,11 @@ def draw(history: list[dict[str, float]], report: Report | None, path: str) -> N
         axes.legend()
 
     layers = report.layers if report else ()
-    computing = (layer for layer in layers if layer.dense_params and (layer.flops != 0 or layer.bops != 0))
-    sizes = [(layer.name, layer.params, layer.dense_params) for layer in computing]
+    sizes = [
+        (layer.name, layer.params, layer.dense_params)
+        for layer in layers
+        if layer.dense_params and (layer.flops != 0 or layer.bops != 0)  # it multiplies
+    ]
     fontsize = 8 if len(sizes) < 25 else 4
     for row, (_, kept, dense) in enumerate(sizes):
         weights.barh(row, dense, color="0.85")

@@ -72,7 +72,7 @@ def epochs_done(checkpoint: dict[str, Any]) -> int:
 
 
 def check_same_run(saved: Path, config: dict[str, Any]) -> None:
-    """Refuse to go on with another model or other data than the run began with.
+    """Refuse to go on with another model, other data or another teacher than the run began with.
 
     Args:
         saved: config.yaml of the run.
@@ -97,7 +97,7 @@ def check_same_run(saved: Path, config: dict[str, Any]) -> None:
 
 
 def _leaves(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Keys and values of the model and the data, with dotted keys."""
+    """Keys and values of the model, the data and our callbacks, which teach and anneal, with dotted keys."""
 
     def walk(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
         if isinstance(value, dict):
@@ -108,3 +108,8 @@ def _leaves(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
     for section in ("model", "data"):
         yield from walk(section, config.get(section))
+    callbacks = config["trainer"].get("callbacks") or []
+    for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
+        path = callback["class_path"]
+        if path.startswith("callbacks."):
+            yield from walk(path, callback.get("init_args") or True)
