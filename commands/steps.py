@@ -1,7 +1,9 @@
 """`frugal steps`: train and test a config after all the configs that it starts from."""
 
 import argparse
+import os
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -81,15 +83,16 @@ def check_order(config: str, before: list[str], seed: int) -> None:
             )
 
 
-def table(results: dict[str, dict]) -> Table:
+def table(results: dict[str, dict[str, Any]]) -> Table:
     """A line for each config."""
     metrics = list(next(iter(results.values()))["metrics"])
-    shown = Table("config", *metrics, "hours", title="mean over seeds, and standard error where there are several")
+    folder = os.path.commonpath([Path(config).parent for config in results])
+    shown = Table("step", *metrics, "hours", title=f"{folder}: mean, and standard error of several seeds")
     for config, result in results.items():
         cells = []
         for name in metrics:
             values = result["metrics"].get(name)
             error = values and values["standard_error"]
             cells.append("-" if not values else f"{values['mean']:.4f}" + (f" ± {error:.4f}" if error else ""))
-        shown.add_row(config, *cells, f"{sum(run['hours'] for run in result['runs']):.2f}")
+        shown.add_row(str(Path(config).relative_to(folder).with_suffix("")), *cells, f"{sum(run['hours'] for run in result['runs']):.2f}")
     return shown
