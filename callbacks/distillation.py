@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 import networks
 from networks import InputError, complexity
+from networks.errors import mismatch
 
 if TYPE_CHECKING:
     from lightning_modules import Classifier
@@ -267,11 +268,6 @@ def _load(teacher: nn.Module, tensors: dict[str, Tensor], path: str) -> None:
     """All of the teacher's weights, or none."""
     network = _network(teacher)
     given = {name.removeprefix("network."): tensor for name, tensor in tensors.items()}
-    own = network.state_dict()
-    wrong = sorted(own.keys() ^ given.keys()) + [n for n in own if n in given and own[n].shape != given[n].shape]
-    if wrong:
-        raise InputError(
-            f"{path} is not of this teacher: {len(wrong)} tensors are missing, unknown or of another size, such as "
-            f"{wrong[0]}"
-        )
+    if wrong := mismatch(network.state_dict(), given):
+        raise InputError(f"{path} is not of this teacher: {wrong}")
     network.load_state_dict(given)

@@ -94,5 +94,9 @@ def table(results: dict[str, dict[str, Any]]) -> Table:
             values = result["metrics"].get(name)
             error = values and values["standard_error"]
             cells.append("-" if not values else f"{values['mean']:.4f}" + (f" ± {error:.4f}" if error else ""))
-        shown.add_row(str(Path(config).relative_to(folder).with_suffix("")), *cells, f"{sum(run['hours'] for run in result['runs']):.2f}")
+        shown.add_row(
+            str(Path(config).relative_to(folder).with_suffix("")),
+            *cells,
+            f"{sum(run['hours'] for run in result['runs']):.2f}",
+        )
     return shown

@@ -18,6 +18,7 @@ from torchmetrics.classification import MulticlassAccuracy
 import networks
 from lightning_modules import initial
 from networks import InputError
+from networks.errors import mismatch
 
 Schedule = Literal["cosine", "steps", "constant"]
 Network = Any  # str | nn.Module; spelled out, --help would list every module of torch
@@ -233,16 +234,11 @@ class Classifier(LightningModule):
                     f"the checkpoint was trained with {name}={trained[name]}, this model has {self.hparams[name]}; "
                     "give the config that it was trained with"
                 )
-        ours, theirs = self.state_dict(), checkpoint["state_dict"]
-        missing, extra = ours.keys() - theirs.keys(), theirs.keys() - ours.keys()
-        other_size = [name for name in ours.keys() & theirs.keys() if ours[name].shape != theirs[name].shape]
-        if missing or extra or other_size:
-            example = min(missing or extra or other_size)
+        if wrong := mismatch(self.state_dict(), checkpoint["state_dict"]):
             network = self.hparams.get("network", type(self.network).__name__)
             raise InputError(
-                f"the checkpoint is of another network than this {network}: {len(missing)} tensors are missing, "
-                f"{len(extra)} unknown, {len(other_size)} of another size, such as {example}; "
-                "give the config that it was trained with"
+                f"the checkpoint is of another network than this {network}: {wrong}; give the config that it was "
+                "trained with"
             )
 
 

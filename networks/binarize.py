@@ -10,37 +10,21 @@ from networks.errors import InputError
 Gradient = Literal["triangle", "window"]
 
 
-class _TriangleSign(torch.autograd.Function):
+class _Sign(torch.autograd.Function):
     @staticmethod
-    def forward(x: Tensor) -> Tensor:
+    def forward(x: Tensor, gradient: Gradient) -> Tensor:
         return x.sign()
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
         ctx.save_for_backward(inputs[0])
+        ctx.gradient = inputs[1]
 
     @staticmethod
     def backward(ctx, *grad_outputs):
-        (x,) = ctx.saved_tensors
-        return grad_outputs[0] * (2 * (1 - x.abs().clamp(max=1)))
-
-
-class _WindowSign(torch.autograd.Function):
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return x.sign()
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        ctx.save_for_backward(inputs[0])
-
-    @staticmethod
-    def backward(ctx, *grad_outputs):
-        (x,) = ctx.saved_tensors
-        return grad_outputs[0] * (x.abs() < 1)
-
-
-_SIGNS = {"triangle": _TriangleSign, "window": _WindowSign}
+        size = ctx.saved_tensors[0].abs()
+        slope = size < 1 if ctx.gradient == "window" else 2 * (1 - size.clamp(max=1))
+        return grad_outputs[0] * slope, None
 
 
 def sign(x: Tensor, at_zero: int = 0, gradient: Gradient = "triangle") -> Tensor:
@@ -58,7 +42,7 @@ def sign(x: Tensor, at_zero: int = 0, gradient: Gradient = "triangle") -> Tensor
     Returns:
         Tensor of x's shape and dtype, values in {-1, +1}, and 0 where x is exactly 0 and `at_zero` is 0.
     """
-    y = _SIGNS[gradient].apply(x)
+    y = _Sign.apply(x, gradient)
     return y + (x == 0) if at_zero else y
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from networks.errors import InputError
+from networks.errors import InputError, mismatch
 
 
 def from_release(state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
@@ -38,13 +38,8 @@ def from_release(state: Mapping[str, Tensor], network: nn.Module) -> dict[str, T
         if name in affine:
             continue
         result[name] = tensor.flatten(1) if tensor.ndim == 4 and name in own and own[name].ndim == 2 else tensor
-    missing, extra = own.keys() - result.keys(), result.keys() - own.keys()
-    other_size = [name for name in own.keys() & result.keys() if own[name].shape != result[name].shape]
-    if missing or extra or other_size:
-        raise InputError(
-            f"the released checkpoint is of another network: {len(missing)} tensors are missing, {len(extra)} unknown, "
-            f"{len(other_size)} of another size, such as {min(missing or extra or other_size)}"
-        )
+    if wrong := mismatch(own, result):
+        raise InputError(f"the released checkpoint is of another network: {wrong}")
     for name, tensor in affine.items():
         if not torch.equal(tensor, torch.full_like(tensor, float(name.endswith(".weight")))):
             raise InputError(f"the released checkpoint has a trained {name}: it is of a +BN ticket, give train_bn")

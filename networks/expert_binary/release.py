@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from networks.errors import InputError
+from networks.errors import InputError, mismatch
 
 SHORTCUT = re.compile(r"(.*)\.downsample\.(\d)\.(.+)")
 STEM = {
@@ -58,13 +58,10 @@ def from_release(state: Mapping[str, Tensor], network: nn.Module) -> dict[str, T
             tensor = tensor[0] * alpha.view(-1, 1, 1, 1)
         # Where the stride is 1 theirs has a pooling of size 1 and ours has none.
         result[f"{block}.shortcut.{int(index) - (f'{block}.shortcut.0.weight' in own)}.{part}"] = tensor
-    missing, extra = own.keys() - result.keys(), result.keys() - own.keys()
-    other_size = [name for name in own.keys() & result.keys() if own[name].shape != result[name].shape]
-    if missing or extra or other_size:
+    if wrong := mismatch(own, result):
         raise InputError(
-            f"the released checkpoint is of another network: {len(missing)} tensors are missing, {len(extra)} unknown, "
-            f"{len(other_size)} of another size, such as {min(missing or extra or other_size)}; the packed model is "
-            "expert_binary_resnet with norm_eps=1e-4 and rescale=True"
+            f"the released checkpoint is of another network: {wrong}; the packed model is expert_binary_resnet with "
+            "norm_eps=1e-4 and rescale=True"
         )
     return result
 
