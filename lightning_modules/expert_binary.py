@@ -113,7 +113,7 @@ class ExpertBinary(Classifier):
         return [LayerMonitor(), FeatureMap()]
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
-        """All weights in Stage I, none in Stage II (EBN Section 5; spec'd for every parameter, as released)."""
+        """Every parameter in Stage I, as released, and none in Stage II (EBN Section 5)."""
         return self.step != "binary"
 
     def start_from(self, weights: Weights) -> str:
@@ -133,6 +133,10 @@ class ExpertBinary(Classifier):
                 + " or ".join(map(repr, fitting[self.step]))
             )
         if self.step != "experts" or before != "one_expert":
+            ours = self.hparams["num_experts"]
+            theirs = weights.hyper_parameters.get("num_experts", ours) if before else ours
+            if theirs != ours:
+                raise InputError(f"{weights.path} has num_experts={theirs}, not {ours}: only 'experts' multiplies them")
             return super().start_from(weights)
         tensors = dict(weights.tensors)
         for name, layer in self.layers.items():

@@ -2,12 +2,15 @@
 
 import csv
 
+import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from pytorch_lightning import Callback, Trainer, seed_everything
 from pytorch_lightning.loggers import CSVLogger
 
 from callbacks import ComplexityMonitor, ExactResume, LastCheckpoint, LayerMonitor
+from callbacks.layer_monitor import draw
 from datamodules import Digits
 from lightning_modules import Biprop
 from networks.biprop import subnet_layers
@@ -123,3 +126,50 @@ def test_the_cost_of_a_global_selection_is_that_of_the_trained_ticket(tmp_path):
     with open(tmp_path / "cost.csv", newline="") as file:
         written = {row["name"]: int(row["params"]) for row in csv.DictReader(file)}
     assert written == {name: layer.kept for name, layer in subnet_layers(module.network).items()}
+
+
+def test_each_metric_is_a_map_of_layers_by_epochs_and_a_layer_may_be_missing_from_it(tmp_path, monkeypatch):
+    figures = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **options: figures.append(self) or save(self, *args))
+    names = ("weight_flips", "expert_entropy", "expert_0_share", "expert_1_share")
+    history = [
+        {names[0]: {"a": 0.25 * epoch, "b": 0.5}, **{name: {"b": 0.1 * i + epoch} for i, name in enumerate(names[1:])}}
+        for epoch in range(3)
+    ]
+    draw([4, 5, 6], history, str(tmp_path / "layers.png"))
+    assert (tmp_path / "layers.png").read_bytes().startswith(b"\x89PNG")
+    panels = {axes.get_title(): axes for axes in figures[0].axes if axes.get_title()}
+    assert list(panels) == ["weight flips", "expert entropy", "expert 0 share", "expert 1 share"]
+    maps = [np.ma.filled(axes.images[0].get_array().astype(float), np.nan) for axes in panels.values()]
+    absent = [np.nan] * 3
+    np.testing.assert_array_equal(maps[0], [[0, 0.25, 0.5], [0.5, 0.5, 0.5]])
+    for i, values in enumerate(maps[1:]):
+        np.testing.assert_array_equal(values, [absent, [0.1 * i, 0.1 * i + 1, 0.1 * i + 2]])
+    for axes in panels.values():
+        assert axes.images[0].get_extent() == [4.5, 7.5, 1.5, -0.5]  # epochs are counted from 1
+    assert [panels[f"expert {i} share"].images[0].get_clim() for i in range(2)] == [(0, 1)] * 2  # to be compared
+    labels = ["".join(label.get_text() for label in axes.get_yticklabels()) for axes in panels.values()]
+    assert labels == ["ab", "", "", "ab"]  # at the first of each row of three
+
+
+def test_a_module_of_its_own_is_asked_before_the_first_epoch_and_after_each(tmp_path, monkeypatch):
+    asked = []
+
+    def layer_metrics(module):
+        asked.append(module.trainer.global_step)
+        return {"asked": {"layer": float(len(asked))}, "rare": {} if len(asked) % 2 else {"layer": 1.0}}
+
+    monkeypatch.setattr(Biprop, "layer_metrics", layer_metrics)
+    run(tmp_path, callbacks=[Stop(50)])  # inside the second epoch of 39 steps
+    assert asked == [0, 39]
+    monitor, _, _ = run(tmp_path, resume=True)
+    assert asked == [0, 39, 78, 117]
+    assert [row["asked"]["layer"] for row in monitor.history] == [2, 3, 4]
+    assert [row["rare"] for row in monitor.history] == [{"layer": 1}, {}, {"layer": 1}]
+    with open(tmp_path / "metrics.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["layers/asked/layer"]]
+    assert [(row["epoch"], row["layers/asked/layer"], row["layers/rare/layer"]) for row in rows] == [
+        ("1", "3.0", ""),
+        ("2", "4.0", "1.0"),
+    ]

@@ -26,3 +26,12 @@ def test_module_keeps_the_dtype(dtype):
 def test_refuses_other_values_at_zero():
     with pytest.raises(InputError, match="0 or 1, got -1"):
         Sign(at_zero=-1)
+
+
+@pytest.mark.parametrize("at_zero", [0, 1])
+def test_window_gradient_is_one_inside_and_cuts_the_end_points(at_zero):
+    x = torch.tensor([-2, -1, -0.999, -0.5, -0.0, 0.0, 0.5, 0.999, 1, 2], requires_grad=True)
+    y = sign(x, at_zero, gradient="window")
+    assert y.tolist() == [-1, -1, -1, -1, at_zero, at_zero, 1, 1, 1, 1]
+    y.backward(torch.arange(1.0, 11))
+    assert x.grad.tolist() == [0, 0, 3, 4, 5, 6, 7, 8, 0, 0]

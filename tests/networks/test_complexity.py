@@ -258,3 +258,56 @@ def test_table_shows_layers_totals_and_the_definition():
     assert "multiply-adds, each counted once, for one input of 1x8x8" in lines[-1]
     assert "overhead" not in lines[0]
     assert complexity.Report().params == 0
+
+
+class Tangled(nn.Module):
+    """Modules inside modules, one that is called twice, one never, and one that gives no single tensor."""
+
+    class Twins(nn.Module):
+        def forward(self, x):
+            return x, x
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(2, 6, 3, stride=2), nn.Sequential(nn.ReLU(), nn.AvgPool2d(2)))
+        self.unused = nn.Linear(3, 3)
+        self.twins = self.Twins()
+        self.head = nn.Linear(6, 6)
+
+    def forward(self, x):
+        x, _ = self.twins(self.body(x))
+        return self.head(self.head(x.flatten(2).transpose(1, 2))[:, 0])
+
+
+def test_sizes_of_outputs_by_hand():
+    assert list(complexity.output_sizes(Tangled(), (2, 9, 11)).items()) == [
+        ("", (6,)),  # of (N, 2, 9, 11) comes (N, 6, 4, 5), and (N, 6, 2, 2) from the pool
+        ("body", (6, 2, 2)),
+        ("body.0", (6, 4, 5)),
+        ("body.1", (6, 2, 2)),
+        ("body.1.0", (6, 4, 5)),
+        ("body.1.1", (6, 2, 2)),
+        ("head", (6,)),  # of its last call
+    ]
+    with pytest.raises(InputError, match="Tangled does not accept an input of 3x9x11: "):
+        complexity.output_sizes(Tangled(), (3, 9, 11))
+
+
+@pytest.mark.parametrize("name", ["expert_binary_resnet", "resnet18", "vit_tiny_patch16_224"])
+def test_sizes_of_outputs_are_those_of_a_real_forward_and_leave_the_network_alone(name):
+    small = {"blocks": (1, 1, 1, 1), "expansion": 0.125, "groups": (1, 1, 1, 1)}
+    net = timm.create_model(name, **(small if name == "expert_binary_resnet" else {}))
+    size = (3, 224, 224) if name.startswith("vit") else (3, 64, 64)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    sizes = complexity.output_sizes(net.train(), size)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
+    assert net.training
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    seen = {}
+    for key, module in net.named_modules():
+        module.register_forward_hook(lambda _, args, y, key=key: seen.update({key: tuple(y.shape[1:])}))
+    with torch.no_grad():
+        net.eval()(torch.randn(2, *size))
+    assert sizes == seen
+    assert list(sizes) == [key for key, _ in net.named_modules() if key in seen]
+    assert len(sizes) > 50
