@@ -46,7 +46,11 @@ def winner_takes_all(logits: Tensor, temperature: float = 1.0, gradient: GateGra
 
     Returns:
         phi, (B, N), of the logits' dtype.
+
+    Raises:
+        InputError: another gradient.
     """
+    check_choice("gradient", gradient, GateGrad)
     soft = (logits / temperature).softmax(-1) if gradient == "softmax" else (logits / temperature).sigmoid()
     hard = torch.zeros_like(soft).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
     return hard + (soft - soft.detach())  # the bracket is exactly zero
@@ -94,7 +98,8 @@ class Gate(nn.Linear):
         return phi
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, temperature={self.temperature}, gradient={self.gradient}"
+        own = f"temperature={self.temperature}, gradient={self.gradient}, routing={self.routing}"
+        return f"{super().extra_repr()}, {own}"
 
 
 class _Select(torch.autograd.Function):

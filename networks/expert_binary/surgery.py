@@ -35,7 +35,6 @@ def apply(
     Raises:
         InputError: options that ExpertBinaryConv2d refuses; the network is as it was.
     """
-    ExpertBinaryConv2d(8, 8, 1, num_experts=num_experts, **options)  # refuses before anything is touched
     weighted = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     kept = {id(layer) for layer in (*weighted[:1], *weighted[-1:])}
 
@@ -54,14 +53,16 @@ def apply(
         )
         return nn.Sequential(nn.BatchNorm2d(layer.in_channels), conv) if normalize else conv
 
-    chosen = [
-        name
+    chosen = {
+        name: layer
         for name, layer in network.named_modules(remove_duplicate=False)
         if type(layer) is nn.Conv2d
         and id(layer) not in kept
         and layer.padding_mode == "zeros"
         and not re.search(real, name)
-    ]
+    }
+    smallest = min((layer.out_channels for layer in chosen.values()), default=8)
+    ExpertBinaryConv2d(1, smallest, 1, num_experts=num_experts, **options)  # refuses before anything is touched
     names = surgery.replace(network, make, (nn.Conv2d,), f"^({'|'.join(map(re.escape, chosen))})$") if chosen else []
     if not names:
         warnings.warn("expert_binary replaced no layer: the network has no inner nn.Conv2d", stacklevel=2)
