@@ -1,5 +1,8 @@
 """Log and draw what a method says of its layers."""
 
+import math
+import time
+from pathlib import Path
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -13,6 +16,8 @@ COLUMNS = 3  # of panels
 class LayerMonitor(Callback):
     """Logs layers/<metric>/<layer> after every epoch and draws them into layers.png, a map of layers by epochs.
 
+    It is drawn at the end of each epoch, but not more often than every ten seconds, and at the end of the run.
+
     Modules bring it themselves that have a method `layer_metrics() -> {metric: {layer: value}}`. It is called before
     the first epoch and after each, so that it may tell what has changed between, and in every process, so that it may
     add up over them; without a logger it is never called. A layer may be missing from some of the metrics. What was
@@ -22,6 +27,7 @@ class LayerMonitor(Callback):
     def __init__(self) -> None:
         self.history: list[dict[str, dict[str, float]]] = []
         self.epochs: list[int] = []
+        self._drawn = -math.inf  # when
 
     def state_dict(self) -> dict[str, Any]:
         return {"history": self.history, "epochs": self.epochs}
@@ -39,20 +45,26 @@ class LayerMonitor(Callback):
         metrics: dict[str, dict[str, float]] = pl_module.layer_metrics()  # type: ignore[operator]
         self.history.append(metrics)
         self.epochs.append(trainer.current_epoch)
-        path = log_folder(trainer) / "layers.png"
-        if not trainer.is_global_zero:
-            return
         flat = {f"layers/{name}/{layer}": v for name, values in metrics.items() for layer, v in values.items()}
-        draw(self.epochs, self.history, str(path))
-        for logger in trainer.loggers:
-            logger.log_metrics({"epoch": trainer.current_epoch, **flat}, step=trainer.global_step)
-            if hasattr(logger, "log_image"):  # W&B's
-                logger.log_image("layers", [str(path)])
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                logger.log_metrics({"epoch": trainer.current_epoch, **flat}, step=trainer.global_step)
+        self._draw(trainer, pause=10)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        path = log_folder(trainer) / "layers.png"
         if _listens(trainer) and self.history:
+            path = self._draw(trainer)
             rank_zero_info(f"{', '.join(self.history[0])} of each layer by epoch: {path}")
+
+    def _draw(self, trainer: Trainer, pause: float = 0) -> Path:
+        path = log_folder(trainer) / "layers.png"
+        if trainer.is_global_zero and time.monotonic() - self._drawn > pause:
+            draw(self.epochs, self.history, str(path))
+            self._drawn = time.monotonic()
+            for logger in trainer.loggers:
+                if hasattr(logger, "log_image"):  # W&B's
+                    logger.log_image("layers", [str(path)])
+        return path
 
 
 def _listens(trainer: Trainer) -> bool:
