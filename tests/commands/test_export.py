@@ -91,7 +91,7 @@ def test_a_released_checkpoint_becomes_a_ticket_with_a_config(here, capsys):
     module.network.load_state_dict(networks.biprop.from_release(state, module.network))
     torch.save({"epoch": 3, "arch": "Conv2", "state_dict": state, "best_acc1": 50.0}, here / "released.pth")
     line = refused(capsys, "export", here / "released.pth", "--ticket", here / "t.safetensors")
-    assert "does not say which network it has: give the config with -c" in line
+    assert "does not say which network it has: give the config that it was trained with, -c" in line
     run("export", here / "released.pth", "-c", "small.yaml", "--ticket", here / "t.safetensors")
     x = torch.randn(3, 1, 8, 8)
     ticket = networks.biprop.load_ticket(here / "t.safetensors")
