@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import timm
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_info
@@ -31,7 +32,7 @@ def logit_matching(student: Tensor, teacher: Tensor, temperature: float = 1.0) -
     Args:
         student, teacher: logits s and t, (B, classes).
     """
-    log_s, log_t = ((logits.float() / temperature).log_softmax(-1) for logits in (student, teacher))
+    log_s, log_t = ((_precise(logits) / temperature).log_softmax(-1) for logits in (student, teacher))
     return F.kl_div(log_s, log_t, reduction="batchmean", log_target=True)
 
 
@@ -44,8 +45,12 @@ def attention_map(features: Tensor) -> Tensor:
     Returns:
         Q, (B, H * W), in float32 or more.
     """
-    features = features if features.dtype == torch.float64 else features.float()
-    return F.normalize(features.square().mean(1).flatten(1))
+    return F.normalize(_precise(features).square().mean(1).flatten(1))
+
+
+def _precise(x: Tensor) -> Tensor:
+    """In float32 or more, also under autocast."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def attention_matching(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
@@ -72,7 +77,7 @@ class Distillation(Callback):
             network, or from Python any module that gives logits. None: what `checkpoint` says.
         teacher_args: arguments of a network given by name.
         checkpoint: file with the teacher's weights: a checkpoint of ours, which says what it is, a state_dict, or
-            safetensors; or a config, for the last checkpoint of its run with the same seed.
+            safetensors; on the command line also a config, for the last checkpoint of its run with the same seed.
         logit_weight: of logit matching; 0 leaves it out.
         temperature: T of logit matching.
         attention_weight: of attention matching; 0 leaves it out.
@@ -125,8 +130,9 @@ class Distillation(Callback):
         teacher = self._build(student).eval().requires_grad_(False)
         self.pairs = self._pairs(student, teacher) if self.attention_weight else []
         self.teacher = teacher
+        given = self.checkpoint or (self.given if isinstance(self.given, str) else type(self.given).__name__)
         matched = f", attention at {', '.join(name for name, _ in self.pairs)}" if self.pairs else ""
-        rank_zero_info(f"teacher: {self.checkpoint or self.given}, frozen{matched}")
+        rank_zero_info(f"teacher: {given}, frozen{matched}")
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
@@ -161,6 +167,12 @@ class Distillation(Callback):
             self._compare("val", batch, self._features.pop(("student", ""), logits), logits)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._let_go(pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._let_go(pl_module)  # Lightning does not tear callbacks down then
+
+    def _let_go(self, pl_module: LightningModule) -> None:
         for hook in self._hooks:
             hook.remove()
         self._hooks, self._features, self._taught = [], {}, None
@@ -183,8 +195,7 @@ class Distillation(Callback):
         weights = initial.read(self.checkpoint, "the teacher's checkpoint") if self.checkpoint else None
         if isinstance(self.given, nn.Module):
             teacher = self.given
-        elif self.given is None:
-            assert weights is not None
+        elif weights and (self.given is None or weights.hyper_parameters.get("network") == self.given):
             teacher = initial.rebuild(weights.path, weights.method, weights.hyper_parameters, REMEDY)
         elif weights:
             teacher = networks.create(self.given, size, classes, self.teacher_args)
@@ -234,6 +245,8 @@ class Distillation(Callback):
 
     def _ask(self, inputs: Tensor) -> Tensor:
         assert self.teacher is not None
+        if self.teacher.training:  # someone who holds it too has changed it
+            self.teacher.eval()
         with torch.inference_mode():
             return self.teacher(inputs)
 
@@ -258,6 +271,8 @@ def _network(teacher: nn.Module) -> nn.Module:
 
 
 def _pretrained(name: str, input_size: tuple[int, ...], args: dict[str, Any]) -> nn.Module:
+    if not timm.is_model(name):
+        raise InputError(f"no pretrained teacher: timm has no {name}; give Distillation.checkpoint with it")
     try:
         return networks.create(name, input_size, None, {"pretrained": True, **args})
     except InputError as error:

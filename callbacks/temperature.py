@@ -19,8 +19,8 @@ class TemperatureAnnealing(Callback):
     With t from 0 in the run's first epoch (or step) to 1 in its last, the temperature is `start` for "constant",
     start + (end - start) t for "linear", end + (start - end) (1 + cos(pi t)) / 2 for "cosine", and
     start (end / start)^t for "exponential". It depends on the epoch or the optimiser's step alone, so that a resumed
-    run goes on with what it had. A run of one epoch (or step) has `start`. No checkpoint has it: outside of training
-    layers have the temperature that they were built with.
+    run goes on with what it had. A run of one epoch (or step) has `start`. No checkpoint has it: after
+    training layers keep the last one, and in another process they have that which they were built with.
 
     Args:
         start: the first temperature, positive.

@@ -141,11 +141,15 @@ def run(folder: Path) -> dict[str, Any]:
     metrics = json.loads((folder / "test/metrics.json").read_text())
     best = [row["val/top1"] for row in curves["history"] if "val/top1" in row]
     record = json.loads((folder / "run.json").read_text())
+    layers = checkpoint["callbacks"].get("LayerMonitor", {}).get("history", [])
     return {
         "metrics": {**metrics, **({"best val/top1": max(best)} if best else {})},
         "epochs": len(curves["history"]),
         "hours": round(curves["hours"], 4),
         **{name: record[name] for name in ("commit", "uncommitted_changes", "versions", "hardware")},
+        "layers": {m: {k: round(v, 6) for k, v in values.items()} for m, values in layers[-1].items()}
+        if layers
+        else {},
         "curve": [{name: round(value, 6) for name, value in row.items()} for row in curves["history"]],
     }
 

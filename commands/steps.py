@@ -33,6 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
     seeds.add_arguments(parser, [0])
     options, overrides = seeds.parse(parser, arguments)
     last, *overlays = options.config
+    last = os.path.relpath(last)  # as configs name each other
     chain = in_order(last, [part for config in overlays for part in ("-c", config)] + overrides)
     results = {}
     for number, (config, before) in enumerate(chain.items(), 1):

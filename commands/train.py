@@ -256,6 +256,9 @@ class FrugalCLI(LightningCLI):
         if isinstance(self.model, Classifier):
             if self.trainer.max_epochs is not None and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
                 check_epochs(self.model.schedule, self.trainer.max_epochs, self.model.warmup_epochs)
+            if isinstance(self.datamodule, DataModule):
+                shares = self.trainer.world_size * self.trainer.accumulate_grad_batches
+                self.model.check_share(self.datamodule.batch_size // shares)
             if not self.ckpt_path:
                 self._check_initial(self.model.initial_checkpoint)
                 self.model.load_initial()

@@ -141,12 +141,19 @@ class Classifier(LightningModule):
         self._measure("train", loss, outputs, labels_of(targets))
         return loss
 
+    def check_share(self, samples: int) -> None:
+        """Refuse a device's share of a step that cannot be mixed in pairs (InputError)."""
+        if self.mixup is not None and samples % 2:
+            raise InputError(
+                f"mixup pairs samples, and a device has {samples} in a step: give a data.batch_size of which devices "
+                "and accumulated steps get even shares"
+            )
+
     def _mix(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Mixed inputs and the probabilities of their classes, (N, num_classes)."""
         if self.mixup is None:
             return inputs, targets
-        if len(targets) % 2:
-            raise InputError(f"mixup pairs samples, and a device has {len(targets)}: give an even data.batch_size")
+        self.check_share(len(targets))
         return self.mixup(inputs.clone(), targets)  # it works in place, and data may be kept
 
     def log_mean(self, name: str, values: Tensor) -> None:

@@ -20,6 +20,9 @@ from networks.expert_binary import expert_layers
 from networks.expert_binary.layers import ExpertBinaryConv2d, FpActivation, GateGrad, Routing, Step
 
 
+DEFAULTS = dict(num_experts=4, temperature=1.0, gate_grad="softmax", routing="winner", rescale=False)
+
+
 class ExpertBinary(Classifier):
     """Trains a network whose binary convolutions pick one of N experts for each image, in four steps.
 
@@ -95,6 +98,9 @@ class ExpertBinary(Classifier):
             mixup_alpha,
             initial_checkpoint,
         )
+        asked = sorted(name for name, value in options.items() if value != DEFAULTS[name])
+        if self.layers and not built_in and asked:
+            raise InputError(f"the network has its expert binary convolutions already: give {', '.join(asked)} to it")
         if not self.layers:
             networks.expert_binary.apply(self.network, **options)
         if not self.layers:
@@ -110,7 +116,8 @@ class ExpertBinary(Classifier):
         return expert_layers(self.network)
 
     def configure_callbacks(self) -> list[Callback]:
-        return [LayerMonitor(), FeatureMap()]
+        given = {type(callback) for callback in self.trainer.callbacks}  # type: ignore[attr-defined]
+        return [callback for callback in (LayerMonitor(), FeatureMap()) if type(callback) not in given]
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
         """Every parameter in Stage I, as released, and none in Stage II (EBN Section 5)."""
@@ -132,19 +139,20 @@ class ExpertBinary(Classifier):
                 f"{weights.path} is of {trained}: step {self.step!r} of a network with {experts} experts starts from "
                 + " or ".join(map(repr, fitting[self.step]))
             )
-        if self.step != "experts" or before != "one_expert":
-            ours = self.hparams["num_experts"]
-            theirs = weights.hyper_parameters.get("num_experts", ours) if before else ours
-            if theirs != ours:
-                raise InputError(f"{weights.path} has num_experts={theirs}, not {ours}: only 'experts' multiplies them")
-            return super().start_from(weights)
-        tensors = dict(weights.tensors)
+        ours, tensors = self.hparams["num_experts"], dict(weights.tensors)
+        theirs = weights.hyper_parameters.get("num_experts", ours) if before else ours
+        copied = self.step == "experts" and before in ("one_expert", None)
+        if theirs != ours and not copied:
+            raise InputError(f"{weights.path} has num_experts={theirs}, not {ours}: only 'experts' multiplies them")
+        inside = "network." if any(name.startswith("network.") for name in tensors) else ""
         for name, layer in self.layers.items():
-            key = f"network.{name}.weight"
-            if key in tensors:
-                tensors[key] = tensors[key][:1].expand(layer.num_experts, *tensors[key].shape[1:])
+            own, given = layer.weight, tensors.get(f"{inside}{name}.weight")
+            if copied and given is not None and given.ndim == own.ndim and (before or len(given) == 1):
+                tensors[f"{inside}{name}.weight"] = given = given[:1].expand(len(own), *given.shape[1:])
+            if self.step in ("experts", "binary") and (given is None or given.shape != own.shape):
+                raise InputError(f"{weights.path} is of another network: it has no weights for the experts of {name}")
         report = super().start_from(Weights(weights.path, tensors))
-        return f"{report}\n  the one expert of each layer is now in all {experts}"
+        return f"{report}\n  the one expert of each layer is now in all {experts}" if before and copied else report
 
     def layer_metrics(self) -> dict[str, dict[str, float]]:
         """For each layer the sign flips since the last call; and each expert's share of samples, and their entropy."""
@@ -172,8 +180,8 @@ class ExpertBinary(Classifier):
         counts = layer.gate.counts
         if counts is None:
             counts = torch.zeros(layer.num_experts, dtype=torch.int64, device=self.device)
-        if self._trainer is not None:
-            counts = self.trainer.strategy.reduce(counts, reduce_op="sum")
+        if self._trainer is not None:  # a copy, for it adds up in place
+            counts = self.trainer.strategy.reduce(counts.to(self.device, copy=True), reduce_op="sum")
         return counts.cpu()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

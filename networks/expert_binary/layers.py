@@ -94,7 +94,8 @@ class Gate(nn.Linear):
         phi = logits.sigmoid() if mixed else winner_takes_all(logits, self.temperature, self.gradient)
         if self.training:
             chosen = torch.zeros_like(logits, dtype=torch.int64).scatter_(-1, logits.argmax(-1, keepdim=True), 1)
-            self.counts = chosen.sum(0) if self.counts is None else self.counts + chosen.sum(0)
+            counts = chosen.sum(0)  # no buffer, for DDP would make every process's that of the first
+            self.counts = counts if self.counts is None else self.counts.to(counts.device) + counts
         return phi
 
     def extra_repr(self) -> str:

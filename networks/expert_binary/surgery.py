@@ -85,6 +85,9 @@ def set_step(network: nn.Module, step: Step, fp_activation: FpActivation = "iden
 
 @torch.no_grad()
 def replicate(network: nn.Module) -> None:
-    """Make every expert a copy of the first, Theta_i <- Theta_0 (step 2 of EBN's training): no output changes."""
+    """Make every expert a copy of the first, Theta_i <- Theta_0: step 2 of EBN's training.
+
+    With a gate that picks, any choice gives what the one expert gave. (A mixture adds them up.)
+    """
     for layer in expert_layers(network).values():
         layer.weight.copy_(layer.weight[:1].expand_as(layer.weight).clone())

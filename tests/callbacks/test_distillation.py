@@ -166,6 +166,30 @@ def test_the_teacher_is_untouched_and_outside(tmp_path):
         assert not any(m._forward_hooks for m in net.modules())
 
 
+def test_nothing_is_left_after_an_exception(tmp_path):
+    class Fails(Callback):
+        def on_train_batch_start(self, *args):
+            raise KeyError("in the step")
+
+    module, distillation = Classifier(Net(), 10, SIZE), Distillation(teacher(), layers="layer[23]")
+    with pytest.raises(KeyError, match="in the step"):
+        run(tmp_path, distillation, Fails(), module=module)
+    assert module.loss_terms == {}
+    assert not any(m._forward_hooks for net in (module.network, distillation.teacher) for m in net.modules())
+
+
+def test_a_named_teacher_with_a_checkpoint_of_ours_is_at_its_step(tmp_path):
+    args = {"blocks": [1, 1, 1, 1], "expansion": 0.125, "groups": [1, 1, 1, 1], "stem": "cifar"}
+    trained = ExpertBinary("expert_binary_resnet", 10, SIZE, args, step="fp", schedule="constant")
+    saver = Trainer(max_epochs=0, logger=False, enable_checkpointing=False, enable_model_summary=False)
+    saver.fit(trained, Digits(), weights_only=True)
+    saver.save_checkpoint(tmp_path / "fp.ckpt")
+    distillation = Distillation("expert_binary_resnet", args, str(tmp_path / "fp.ckpt"), attention_weight=0)
+    distillation.prepare(Classifier(Net(), 10, SIZE))
+    x = torch.randn(4, *SIZE)
+    assert torch.equal(distillation.teacher(x), trained.eval()(x))
+
+
 @pytest.mark.parametrize("validate", [False, True])
 def test_accuracy_and_agreement_are_those_of_the_images(tmp_path, validate):
     class Seen(Callback):
@@ -284,6 +308,7 @@ def test_refusals(tmp_path, monkeypatch):
     assert "give the teacher by name too" in refused(Distillation(checkpoint=str(tmp_path / "own.pt")))
     message = refused(Distillation("cifar_resnet20", checkpoint=str(tmp_path / "own.pt")))
     assert "own.pt is not of this teacher" in message
+    assert "timm has no my_own.Net" in refused(Distillation("my_own.Net"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     message = refused(Distillation("resnet18.a1_in1k", teacher_args={"cache_dir": str(tmp_path)}))
     assert message.startswith("no pretrained teacher: network resnet18.a1_in1k cannot be built")

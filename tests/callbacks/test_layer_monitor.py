@@ -1,6 +1,7 @@
 """What is logged of each layer after every epoch."""
 
 import csv
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -161,8 +162,8 @@ def test_a_module_of_its_own_is_asked_before_the_first_epoch_and_after_each(tmp_
         return {"asked": {"layer": float(len(asked))}, "rare": {} if len(asked) % 2 else {"layer": 1.0}}
 
     monkeypatch.setattr(Biprop, "layer_metrics", layer_metrics)
-    run(tmp_path, callbacks=[Stop(50)])  # inside the second epoch of 39 steps
-    assert asked == [0, 39]
+    run(tmp_path, callbacks=[Stop(20)])  # inside the first epoch of 39 steps
+    assert asked == [0]
     monitor, _, _ = run(tmp_path, resume=True)
     assert asked == [0, 39, 78, 117]
     assert [row["asked"]["layer"] for row in monitor.history] == [2, 3, 4]
@@ -170,6 +171,24 @@ def test_a_module_of_its_own_is_asked_before_the_first_epoch_and_after_each(tmp_
     with open(tmp_path / "metrics.csv", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["layers/asked/layer"]]
     assert [(row["epoch"], row["layers/asked/layer"], row["layers/rare/layer"]) for row in rows] == [
+        ("0", "2.0", "1.0"),
         ("1", "3.0", ""),
         ("2", "4.0", "1.0"),
     ]
+
+
+def test_is_drawn_at_most_every_ten_seconds_and_at_the_end(tmp_path, monkeypatch):
+    monitor, drawn, now = LayerMonitor(), [], [0.0]
+    module = SimpleNamespace(layer_metrics=lambda: {"metric": {"layer": 1.0}})
+    trainer = SimpleNamespace(
+        loggers=[SimpleNamespace(log_metrics=lambda *args, **options: None)], fast_dev_run=False, global_step=0,
+        is_global_zero=True, log_dir=tmp_path,
+    )  # fmt: skip
+    monkeypatch.setattr("callbacks.layer_monitor.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("callbacks.layer_monitor.draw", lambda epochs, history, path: drawn.append(list(epochs)))
+    for trainer.current_epoch, now[0] in enumerate([100.0, 104.0, 109.9, 111.0, 112.0]):
+        monitor.on_train_epoch_end(trainer, module)
+    assert drawn == [[0], [0, 1, 2, 3]]
+    now[0] = 113.0
+    monitor.on_fit_end(trainer, module)
+    assert drawn == [[0], [0, 1, 2, 3], [0, 1, 2, 3, 4]]

@@ -431,6 +431,17 @@ def test_each_seed_starts_from_the_same_seed_and_overlays_hold_for_all(fresh, ca
         assert table[config_of(name)]["test/top1"] == f"{top1['mean']:.4f} ± {top1['standard_error']:.4f}"
 
 
+def test_overlays_and_options_say_what_a_config_starts_from(fresh, capsys, monkeypatch):
+    called = []
+    monkeypatch.setattr(seeds, "process", lambda *arguments: called.append(arguments) or 143)
+    write("anew", "model.init_args.initial_checkpoint: null\n")
+    for options in (["-c", config_of("anew")], ["--model.initial_checkpoint", "null"]):
+        with pytest.raises(SystemExit, match="143"):
+            frugal.main(["steps", "-c", config_of("after_alone"), *options])
+        assert called.pop()[:3] == ("fit", "-c", config_of("after_alone"))
+        assert f"step 1 of 1: {config_of('after_alone')}" in capsys.readouterr().out
+
+
 def test_references_are_yaml_files_in_arguments_that_end_in_checkpoint(fresh):
     found = list(references.references(parse(["-c", CHAIN[3]])))
     assert [(reference.key, reference.config) for reference in found] == [

@@ -291,7 +291,7 @@ def test_train_top1_goes_by_the_likelier_label(weights_drawn):
 
 
 def test_mixup_refuses_an_odd_number_of_samples(tmp_path):
-    with pytest.raises(InputError, match=r"mixup pairs samples, and a device has 3: give an even data\.batch_size"):
+    with pytest.raises(InputError, match=r"mixup pairs samples, and a device has 3 in a step: give a data"):
         fit(small_classifier(mixup_alpha=0.2), tmp_path, Uneven())
 
 

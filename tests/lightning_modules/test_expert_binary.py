@@ -314,8 +314,40 @@ def test_a_plain_state_dict_is_taken_as_it_is(one_expert, tmp_path):
     as_built = copy(module)
     module.load_initial()
     for name, tensor in module.state_dict().items():
-        kept = tensor.ndim == 5 or ".gate." in name  # of another size, and not in it
-        assert torch.equal(tensor, as_built[name] if kept else one_expert[1][2][name])
+        expected = as_built[name] if ".gate." in name else one_expert[1][2][name]
+        assert torch.equal(tensor, expected.expand_as(tensor) if tensor.ndim == 5 else expected)
+
+
+@pytest.mark.parametrize("step", ["experts", "binary"])
+def test_experts_that_would_stay_as_built_are_refused(tmp_path, step):
+    other = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Conv2d(3, 3, 3), nn.Flatten(), nn.Linear(48, 10))
+    path = written(ExpertBinary(other, 10, (1, 8, 8), step="experts"), tmp_path / "other.ckpt")
+    with pytest.raises(InputError, match=r"of another network: it has no weights for the experts of 1\.1$"):
+        build_tiny(step, initial_checkpoint=path).load_initial()
+
+
+def test_options_for_experts_that_a_network_brings_are_refused():
+    net = layers.ExpertBinaryConv2d(1, 4, 3, num_experts=2)
+    network = nn.Sequential(net, nn.Flatten(), nn.Linear(144, 10))
+    ExpertBinary(network, 10, (1, 8, 8), step="experts")
+    with pytest.raises(InputError, match="give num_experts, rescale to it"):
+        ExpertBinary(network, 10, (1, 8, 8), num_experts=8, rescale=True)
+
+
+def test_saving_leaves_the_counts_of_the_epoch_alone(monkeypatch):
+    module = build_tiny("experts")
+    module(torch.randn(6, 1, 8, 8))
+    (gate,) = [layer.gate for layer in module.layers.values()]
+    before = gate.counts.clone()
+    strategy = SimpleNamespace(reduce=lambda tensor, reduce_op: tensor.mul_(2))  # two processes, in place as DDP's
+    monkeypatch.setattr(module, "_trainer", SimpleNamespace(strategy=strategy))
+    monkeypatch.setattr(ExpertBinary, "trainer", property(lambda self: self._trainer))
+    checkpoint = {}
+    module.on_save_checkpoint(checkpoint)
+    assert torch.equal(gate.counts, before)
+    assert torch.equal(next(iter(checkpoint["expert_binary"]["counts"].values())), 2 * before)
+    monkeypatch.undo()
+    module.to("meta")(torch.randn(4, 1, 8, 8, device="meta"))  # counts follow the device
 
 
 def test_refusals_when_built():
@@ -573,8 +605,9 @@ def uninterrupted(one_expert, experts, tmp_path_factory):
     return {step: (start, run(tmp_path_factory.mktemp(f"to_{step}"), start)) for step, start in starts.items()}
 
 
-@pytest.mark.parametrize("stop", [4, 6])  # at the end of an epoch, and inside the next
-@pytest.mark.parametrize("step", ["experts", "binary"])
+@pytest.mark.parametrize(  # inside the first epoch, at its end, and inside the next
+    ("step", "stop"), [("experts", 2), ("experts", 4), ("experts", 6), ("binary", 6)]
+)
 def test_a_resumed_run_is_the_one_that_was_not_interrupted(tmp_path, uninterrupted, step, stop):
     start, whole = uninterrupted[step]
     assert len(whole[1]) == len(whole[2]) == 3
