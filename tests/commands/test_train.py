@@ -280,7 +280,7 @@ def test_users_own_classes_in_the_working_directory(here):
         (["--model.input_size", "[3, 32, 32]"], 1, "input_size was given as (3, 32, 32), but Digits has (1, 8, 8)"),
         (["--model.keep_fractoin", "0.5"], 2, "did you mean keep_fraction?"),
         (["--model.keep_fraction", "half"], 2, "keep_fraction: Expected a float"),
-        (["--model.schedule", "cosin"], 2, "schedule: Expected a Literal['cosine', 'constant']"),
+        (["--model.schedule", "cosin"], 2, "schedule: Expected a Literal['cosine', 'steps', 'constant']"),
         (["--model", "Bipro"], 2, "did you mean Biprop?"),
         (["--data.batch_size", "0"], 1, "data.batch_size=0 is the total"),
         (["--weights_only", "false"], 2, "weights_only"),
