@@ -19,7 +19,6 @@ from networks import InputError, bits
 from networks.expert_binary import expert_layers
 from networks.expert_binary.layers import ExpertBinaryConv2d, FpActivation, GateGrad, Routing, Step
 
-
 DEFAULTS = dict(num_experts=4, temperature=1.0, gate_grad="softmax", routing="winner", rescale=False)
 
 
