@@ -1,13 +1,14 @@
 """Anneal the temperature of every layer that has one."""
 
 import math
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
 from networks import InputError
+from networks.errors import check_choice
 
 Schedule = Literal["constant", "linear", "cosine", "exponential"]
 Interval = Literal["epoch", "step"]
@@ -42,8 +43,7 @@ class TemperatureAnnealing(Callback):
         interval: Interval = "epoch",
     ) -> None:
         for name, value, choices in (("schedule", schedule, Schedule), ("interval", interval, Interval)):
-            if value not in get_args(choices):
-                raise InputError(f"{name} is one of {', '.join(get_args(choices))}; got {value!r}")
+            check_choice(name, value, choices)
         constant = schedule == "constant"
         if end is None and not constant:
             raise InputError(f"a {schedule} temperature needs an end: give end=0.02, say")

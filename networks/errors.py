@@ -1,6 +1,7 @@
 """The error for input that cannot work."""
 
 from collections.abc import Mapping
+from typing import get_args
 
 from torch import Tensor
 
@@ -10,6 +11,12 @@ class InputError(ValueError):
 
     From Python it is a `ValueError`; the `frugal` command prints the message alone, without a traceback.
     """
+
+
+def check_choice(name: str, value: object, choices: object) -> None:
+    """Refuse a value that is not one of a Literal's (InputError)."""
+    if value not in get_args(choices):
+        raise InputError(f"{name} is one of {', '.join(get_args(choices))}; got {value!r}")
 
 
 def mismatch(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:

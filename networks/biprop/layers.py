@@ -8,7 +8,7 @@ V the effective weights that the layer computes with.
 """
 
 import math
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from networks import bits
 from networks.biprop.selection import GlobalSelection, keep_mask, kept_count
 from networks.complexity import Cost
-from networks.errors import InputError
+from networks.errors import InputError, check_choice
 
 Init = Literal["kaiming_normal", "signed_constant", "unsigned_constant"]
 Scale = Literal["none", "release", "kept"]
@@ -76,8 +76,7 @@ class _Subnet(nn.Module):
             ("gain_count", gain_count, GainCount),
             ("score_gradient", score_gradient, ScoreGradient),
         ):
-            if value not in get_args(choices):
-                raise InputError(f"{name} is one of {', '.join(get_args(choices))}; got {value!r}")
+            check_choice(name, value, choices)
         self.keep_fraction = keep_fraction
         self.init, self.scale, self.binarize, self.gain_count = init, scale, binarize, gain_count
         self.score_gradient = score_gradient

@@ -3,7 +3,7 @@
 import re
 import warnings
 from collections.abc import Iterable
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import timm
 from torch import nn
@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from networks import surgery
 from networks.biprop.layers import Binarize, GainCount, Init, Scale, ScoreGradient, SubnetConv2d, SubnetLinear
 from networks.biprop.selection import GlobalSelection
-from networks.errors import InputError
+from networks.errors import check_choice
 
 Selection = Literal["layer", "global"]
 
@@ -59,8 +59,7 @@ def apply(
     Raises:
         InputError: keep_fraction outside (0, 1], or an option that is not in its list; the network is as it was.
     """
-    if selection not in get_args(Selection):
-        raise InputError(f"selection is one of {', '.join(get_args(Selection))}; got {selection!r}")
+    check_choice("selection", selection, Selection)
     norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
     if scale is None:
         scale = "none" if norms else "kept"

@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import timm
 import torch
@@ -24,7 +24,7 @@ from networks.binarize import Sign
 from networks.biprop.layers import SubnetConv2d, SubnetLinear
 from networks.biprop.selection import kept_count
 from networks.biprop.surgery import GEOMETRY, drop_affine, replace_by_name, subnet_layers
-from networks.errors import InputError
+from networks.errors import InputError, check_choice
 
 FORMAT = "frugal biprop ticket 1"
 Signs = Literal["seed", "bits"]
@@ -47,8 +47,7 @@ def save_ticket(
         InputError: there is no masked layer, kept weights that are more than a sign and a gain (edge-popup's), an
             architecture without a name, or a network that uses weights without calling their layers.
     """
-    if signs not in get_args(Signs):
-        raise InputError(f"signs is one of {', '.join(get_args(Signs))}; got {signs!r}")
+    check_choice("signs", signs, Signs)
     if architecture is not None and not {"name", "input_size"} <= architecture.keys():
         raise InputError(f"architecture has the arguments of networks.create, name and input_size; got {architecture}")
     layers = subnet_layers(network, remove_duplicate=False)

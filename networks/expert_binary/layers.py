@@ -17,7 +17,7 @@ from torch.nn.modules.utils import _pair
 
 from networks.binarize import sign
 from networks.complexity import Cost
-from networks.errors import InputError
+from networks.errors import InputError, check_choice
 
 Step = Literal["fp", "one_expert", "experts", "binary"]
 FpActivation = Literal["identity", "tanh"]
@@ -25,12 +25,6 @@ GateGrad = Literal["softmax", "sigmoid"]
 Routing = Literal["winner", "mixture"]
 
 STEPS: tuple[Step, ...] = get_args(Step)
-
-
-def check_choice(name: str, value: str, choices: object) -> None:
-    """Refuse a value that is not one of a Literal's (InputError)."""
-    if value not in get_args(choices):
-        raise InputError(f"{name} is one of {', '.join(get_args(choices))}; got {value!r}")
 
 
 def winner_takes_all(logits: Tensor, temperature: float = 1.0, gradient: GateGrad = "softmax") -> Tensor:

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from networks.errors import InputError
-from networks.expert_binary.layers import ExpertBinaryConv2d, GateGrad, Routing, Step, check_choice
+from networks.errors import InputError, check_choice
+from networks.expert_binary.layers import ExpertBinaryConv2d, GateGrad, Routing, Step
 from networks.registry import register
 
 Stem = Literal["dabnn", "resnet", "cifar"]
