@@ -12,19 +12,20 @@ Gradient = Literal["triangle", "window"]
 
 class _Sign(torch.autograd.Function):
     @staticmethod
-    def forward(x: Tensor, gradient: Gradient) -> Tensor:
-        return x.sign()
+    def forward(x: Tensor, at_zero: int, gradient: Gradient) -> Tensor:
+        return (x >= 0).to(x.dtype).mul_(2).sub_(1) if at_zero else x.sign()
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
         ctx.save_for_backward(inputs[0])
-        ctx.gradient = inputs[1]
+        ctx.gradient = inputs[2]
 
     @staticmethod
     def backward(ctx, *grad_outputs):
-        size = ctx.saved_tensors[0].abs()
-        slope = size < 1 if ctx.gradient == "window" else 2 * (1 - size.clamp(max=1))
-        return grad_outputs[0] * slope, None
+        (x,) = ctx.saved_tensors
+        if ctx.gradient == "window":  # that of hardtanh, in one pass
+            return torch.ops.aten.hardtanh_backward(grad_outputs[0], x, -1, 1), None, None
+        return grad_outputs[0] * (2 * (1 - x.abs().clamp(max=1))), None, None
 
 
 def sign(x: Tensor, at_zero: int = 0, gradient: Gradient = "triangle") -> Tensor:
@@ -42,8 +43,7 @@ def sign(x: Tensor, at_zero: int = 0, gradient: Gradient = "triangle") -> Tensor
     Returns:
         Tensor of x's shape and dtype, values in {-1, +1}, and 0 where x is exactly 0 and `at_zero` is 0.
     """
-    y = _Sign.apply(x, gradient)
-    return y + (x == 0) if at_zero else y
+    return _Sign.apply(x, at_zero, gradient)
 
 
 class Sign(nn.Module):

@@ -18,6 +18,7 @@ from torch.nn.modules.utils import _pair
 from networks.binarize import sign
 from networks.complexity import Cost
 from networks.errors import InputError, check_choice
+from networks.expert_binary.routed import Geometry, convolve_each, per_expert_pays, routed_conv2d
 
 Step = Literal["fp", "one_expert", "experts", "binary"]
 FpActivation = Literal["identity", "tanh"]
@@ -97,34 +98,6 @@ class Gate(nn.Linear):
         return f"{super().extra_repr()}, {own}"
 
 
-class _Select(torch.autograd.Function):
-    """Kernels W_b = sum_i phi_bi Theta_i for one-hot phi, by index; binary: their signs, +1 for 0.
-
-    Backward, with R_b the gradient of W_b, masked where |W_b| >= 1 if binary: dL/dTheta_i is the sum of R_b over the
-    samples that chose i, exactly zero where there is none, and dL/dphi_bi = <Theta_i, R_b> for all i. Signs are taken
-    of the N experts before they are copied to B samples: the same values for less work.
-    """
-
-    @staticmethod
-    def forward(experts: Tensor, phi: Tensor, binary: bool) -> Tensor:
-        return (sign(experts, at_zero=1) if binary else experts).index_select(0, phi.argmax(-1))
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        ctx.save_for_backward(*inputs[:2])
-        ctx.binary = inputs[2]
-
-    @staticmethod
-    def backward(ctx, *grad_outputs):
-        experts, phi = ctx.saved_tensors
-        residual, flat = grad_outputs[0].flatten(1), experts.flatten(1)  # (B, P), (N, P)
-        if ctx.binary:
-            residual = residual * (flat.abs() < 1).index_select(0, phi.argmax(-1))
-        of_experts = (phi.T @ residual).view_as(experts) if ctx.needs_input_grad[0] else None
-        of_phi = residual @ flat.T if ctx.needs_input_grad[1] else None
-        return of_experts, of_phi, None
-
-
 class ExpertBinaryConv2d(nn.Module):
     """Binary convolution that picks one of N experts for each sample (EBN Section 4.1).
 
@@ -189,6 +162,8 @@ class ExpertBinaryConv2d(nn.Module):
             raise InputError(
                 f"rescale has {out_channels} // 8 hidden channels: it takes a layer with 8 or more outputs"
             )
+        if padding == "same" and _pair(stride) != (1, 1):
+            raise InputError(f"padding='same' needs stride 1, not {stride}")
         check_temperature(temperature)
         check_choice("gate_grad", gate_grad, GateGrad)
         check_choice("routing", routing, Routing)
@@ -242,16 +217,32 @@ class ExpertBinaryConv2d(nn.Module):
         """Whether the first expert alone computes in this step."""
         return self.step in ("fp", "one_expert")
 
+    @property
+    def margins(self) -> list[int]:
+        """Zeros on the left, right, top and bottom; odd ones of "same" go to the right and bottom."""
+        if not isinstance(self.padding, str):
+            vertical, horizontal = self.padding
+            return [horizontal, horizontal, vertical, vertical]
+        height, width = (d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True))
+        return [width // 2, -(-width // 2), height // 2, -(-height // 2)] if self.padding == "same" else [0, 0, 0, 0]
+
     def forward(self, x: Tensor) -> Tensor:
         gate = None if self.single_expert else self.gate
         average = None
         if gate is not None or self.rescale is not None:
             average = x.mean((2, 3), dtype=self.scale.dtype)  # before binarisation
-        signs = self._activate(x)
+        signs, left, right, top, bottom = self._activate(x), *self.margins
+        if (left, top) != (right, bottom):
+            signs, left, top = F.pad(signs, self.margins), 0, 0
+        geometry = Geometry(self.stride, (top, left), self.dilation, self.groups)
         if gate is None:
-            y = self._convolve(signs, self._quantize(self.weight[0]))
+            y = F.conv2d(signs, self._quantize(self.weight[0]), None, *geometry)
+        elif self.routing == "mixture":
+            mixed = (gate(average) @ self.weight.flatten(1)).view(-1, *self.weight.shape[1:])
+            y = convolve_each(signs, self._quantize(mixed), geometry)
         else:
-            y = self._convolve_each(signs, self._kernels(gate(average)))
+            per_expert = per_expert_pays(signs, self.weight[0].numel())
+            y = routed_conv2d(signs, self.weight, gate(average), geometry, self.step == "binary", per_expert)
         y = y * self.scale.view(-1, 1, 1)
         return y if self.rescale is None else y * self.rescale(average)[:, :, None, None]
 
@@ -262,22 +253,6 @@ class ExpertBinaryConv2d(nn.Module):
 
     def _quantize(self, weight: Tensor) -> Tensor:
         return sign(weight, at_zero=1, gradient="window") if self.step == "binary" else weight
-
-    def _kernels(self, phi: Tensor) -> Tensor:
-        """Kernels of each sample, (B, O, C / G, k, k): selected first, quantised second."""
-        if self.routing == "mixture":
-            return self._quantize((phi @ self.weight.flatten(1)).view(-1, *self.weight.shape[1:]))
-        return _Select.apply(self.weight, phi, self.step == "binary")
-
-    def _convolve(self, x: Tensor, kernel: Tensor, samples: int = 1) -> Tensor:
-        groups = samples * self.groups
-        return F.conv2d(x, kernel, None, self.stride, self.padding, self.dilation, groups)
-
-    def _convolve_each(self, x: Tensor, kernels: Tensor) -> Tensor:
-        """Each sample by its own kernel: one convolution with B * G groups."""
-        samples = len(x)
-        y = self._convolve(x.reshape(1, -1, *x.shape[2:]), kernels.flatten(0, 1), samples)
-        return y.view(samples, -1, *y.shape[2:])
 
     def deployed_cost(self, x: Tensor, y: Tensor) -> Cost:
         """Cost of one call when binary, whatever the step: one expert computes, all are stored.

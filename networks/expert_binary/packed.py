@@ -58,7 +58,7 @@ class PackedExpertConv2d(nn.Module):
     def __init__(self, layer: ExpertBinaryConv2d) -> None:
         super().__init__()
         self.out_channels, self.groups, self.kernel_size = layer.out_channels, layer.groups, layer.kernel_size
-        self.stride, self.dilation, self.margins = layer.stride, layer.dilation, _margins(layer)
+        self.stride, self.dilation, self.margins = layer.stride, layer.dilation, layer.margins
         self.fan_in = layer.weight[0, 0].numel()  # bits of one kernel of one output
         self.register_buffer("kernels", _to_bytes(layer.weight.detach().flatten(2) >= 0))
         self.scale = nn.Parameter(layer.scale.detach().clone())
@@ -106,16 +106,6 @@ class PackedExpertConv2d(nn.Module):
         """That of the layer: what it counts is deployed like this."""
         bops = y.numel() // self.out_channels * (self.cost_of_pixel.bops or 0)
         return replace(self.cost_of_pixel, bops=bops, kept_bops=bops)
-
-
-def _margins(layer: ExpertBinaryConv2d) -> list[int]:
-    """Zeros on the left, right, top and bottom."""
-    if not isinstance(layer.padding, str):
-        vertical, horizontal = layer.padding
-        return [horizontal, horizontal, vertical, vertical]
-    spans = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
-    same = [spans[1] // 2, -(-spans[1] // 2), spans[0] // 2, -(-spans[0] // 2)]  # odd ones go to the right and bottom
-    return same if layer.padding == "same" else [0, 0, 0, 0]
 
 
 def _to_bytes(bits: Tensor) -> Tensor:
