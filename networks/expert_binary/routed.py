@@ -122,7 +122,7 @@ def _gradients_per_sample(
     if binary:
         residual = residual * _inside(flat).index_select(0, chosen)
     dexperts = torch.zeros_like(flat).index_add_(0, chosen, residual)
-    return dx.view_as(x), dexperts.view_as(experts), residual @ flat.T
+    return dx.view_as(x), dexperts.view_as(experts), _compare(residual.view(len(x), *experts.shape[1:]), experts)
 
 
 def _gradients_per_expert(
@@ -130,7 +130,6 @@ def _gradients_per_expert(
 ) -> tuple[Tensor, Tensor, Tensor]:
     dx, dexperts, dphi = torch.empty_like(x), torch.zeros_like(experts), experts.new_empty(len(x), len(experts))
     kernels = _kernels(experts, binary, x.dtype)
-    rows = experts.flatten(2).permute(1, 2, 0)  # (O, P / O, N): product by row, three times as fast as a long one
     at_once = max(1, AT_ONCE // experts[0].numel())
     for i, samples in _samples_of_experts(chosen, len(experts)):
         inside = _inside(experts[i]) if binary else None
@@ -142,7 +141,7 @@ def _gradients_per_expert(
             if inside is not None:
                 residual *= inside
             dexperts[i] += residual.sum(0) if len(residual) > 1 else residual[0]
-            compared.append(residual.flatten(2).transpose(0, 1).bmm(rows).sum(0))
+            compared.append(_compare(residual, experts))
         dphi[samples] = torch.cat(compared)
     return dx, dexperts, dphi
 
@@ -156,6 +155,11 @@ def _residual(x: Tensor, g: Tensor, expert: Tensor, geometry: Geometry) -> Tenso
         groups = len(x) * geometry.groups
         residual = conv2d_weight(_side_by_side(x), size, _side_by_side(g), *geometry[:3], groups)
     return residual.view(len(x), *expert.shape).to(expert.dtype)
+
+
+def _compare(residual: Tensor, experts: Tensor) -> Tensor:
+    """<Theta_i, R_b>, (B, N), summed by outputs: faster and more exact than one product as long as a kernel."""
+    return residual.flatten(2).transpose(0, 1).bmm(experts.flatten(2).permute(1, 2, 0)).sum(0)
 
 
 def _kernels(experts: Tensor, binary: bool, dtype: torch.dtype) -> Tensor:
