@@ -109,7 +109,7 @@ def compare_layers():
         steps = {name: lambda conv=conv, x=x: layer_step(conv, x) for name, conv in built.items()}
         compare(f"training step, {title}, batch {BATCH}", steps)
         with torch.no_grad():
-            evaluations = {name: lambda conv=conv.eval(), x=x: conv(x) for name, conv in built.items()}
+            evaluations = {name: lambda conv=conv, x=x: conv(x) for name, conv in built.items()}
             compare(f"evaluation, {title}, batch {BATCH}", evaluations)
 
 
