@@ -1,24 +1,22 @@
 """ImageNet."""
 
 import os
-import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import torch
-from PIL import Image
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 from rich.progress import track
 from timm.data import ImageNetInfo, create_transform
-from torch import Tensor
 
 from datamodules.base import DataModule
-from datamodules.randomness import Draw
+from datamodules.photographs import Decode, Photographs, TensorCrop, Transform, as_image, as_tensor
 from networks import InputError
+from networks.errors import check_choice
+
+Backend = Literal["tensor", "timm"]
 
 IMAGES = {"train": 1_281_167, "val": 50_000}
 SUFFIXES = (b".jpeg", b".jpg", b".png")
@@ -44,8 +42,13 @@ class ImageNet(DataModule):
         image_size: side of the square that the network gets, pixels.
         crop_fraction: side of the centre crop over the short side of the resized image, in evaluation; (0, 1].
         augmentation: more arguments of timm's training transform, such as {"auto_augment": "rand-m9-mstd0.5"}.
+        backend: of training: "tensor" decodes to tensors of bytes, which it crops and resizes: timm's crops, and pixels
+            that differ from timm's by at most 2 of 255, in two thirds of the time. "timm" is timm's transform on PIL's
+            images; it also does what goes beyond bilinear crops and flips, whatever is said here.
+        skip_corrupt: leave out photographs to train that cannot be decoded, and name and count them. Evaluation refuses
+            them always, for a score over fewer images is no ImageNet score.
         check_integrity: refuse another number of classes or images than the published one.
-        num_workers: processes that prepare batches, for each device.
+        num_workers: processes that prepare batches, for each device; they live as long as the run.
 
     Batches: images (N, 3, image_size, image_size), normalised; labels (N,), 0 to 999.
 
@@ -55,6 +58,7 @@ class ImageNet(DataModule):
     """
 
     num_classes = 1000
+    train_set: Photographs
     input_size: tuple[int, int, int]
 
     def __init__(
@@ -64,6 +68,8 @@ class ImageNet(DataModule):
         image_size: int = 224,
         crop_fraction: float = 0.875,
         augmentation: dict[str, Any] | None = None,
+        backend: Backend = "tensor",
+        skip_corrupt: bool = False,
         check_integrity: bool = True,
         num_workers: int = 8,
     ) -> None:
@@ -72,16 +78,21 @@ class ImageNet(DataModule):
             raise InputError(f"data.image_size={image_size} must be positive")
         if not 0 < crop_fraction <= 1:
             raise InputError(f"data.crop_fraction={crop_fraction} must be more than 0 and at most 1")
+        check_choice("data.backend", backend, Backend)
         self.folder = Path(root or os.environ.get("FRUGAL_DATA", "data")).expanduser() / "imagenet"
         self.input_size, self.check_integrity = (3, image_size, image_size), check_integrity
         info = ImageNetInfo()
         self.labels = {synset: label for label, synset in enumerate(info.label_names())}
         # With the synset, for two classes are called "crane".
         self.class_names = tuple(f"{name} {info.label_name_to_description(name)}" for name in info.label_names())
-        self._training = self._training_transform(augmentation or {})
-        self._evaluation = create_transform(self.input_size, crop_pct=crop_fraction, interpolation="bilinear")
+        self.skip_corrupt = skip_corrupt
+        timms = self._training_transform(augmentation or {})
+        crop = TensorCrop.of(timms.transforms) if backend == "tensor" else None
+        self._training: tuple[Decode, Transform] = (as_tensor, crop) if crop else (as_image, timms)
+        evaluation = create_transform(self.input_size, crop_pct=crop_fraction, interpolation="bilinear")
+        self._evaluation: tuple[Decode, Transform] = as_image, evaluation
 
-    def _training_transform(self, augmentation: dict[str, Any]) -> Callable[[Image.Image], Tensor]:
+    def _training_transform(self, augmentation: dict[str, Any]) -> Any:
         unknown = sorted(augmentation.keys() - AUGMENTATION)
         if unknown:
             raise InputError(f"data.augmentation has {', '.join(unknown)}; it takes {', '.join(sorted(AUGMENTATION))}")
@@ -94,11 +105,17 @@ class ImageNet(DataModule):
     def setup(self, stage: str | None = None) -> None:
         """List the files, once; the many to train only where training needs them."""
         if not hasattr(self, "val_set"):
-            self.val_set = self.test_set = self._list("val", self._evaluation)
+            self.val_set = self.test_set = self._list("val", *self._evaluation)
         if stage in ("fit", None) and not hasattr(self, "train_set"):
-            self.train_set = self._list("train", self._training)
+            self.train_set = self._list("train", *self._training, self.skip_corrupt)
 
-    def _list(self, split: str, transform: Callable[[Image.Image], Tensor]) -> "Photographs":
+    def teardown(self, stage: str | None = None) -> None:
+        """Say how many photographs were skipped."""
+        if skipped := self.train_set.skipped() if hasattr(self, "train_set") else []:
+            named = f"{', '.join(skipped[:5])}{' and others' if len(skipped) > 5 else ''}"
+            warnings.warn(f"skipped {len(skipped)} photographs that cannot be decoded: {named}", stacklevel=2)
+
+    def _list(self, split: str, decode: Decode, transform: Transform, skip_corrupt: bool = False) -> Photographs:
         folder = self.folder / split
         classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir()) if folder.is_dir() else []
         for name in classes:
@@ -124,69 +141,5 @@ class ImageNet(DataModule):
                 f"{folder} has {len(classes)} classes and {len(names)} images, not {self.num_classes} and "
                 f"{IMAGES[split]}: complete it, or take this part as it is with --data.check_integrity false"
             )
-        return Photographs(folder, np.array(names), np.array(labels), self.input_size, transform)
-
-
-class Photographs:
-    """Photographs in files, decoded and transformed when a batch asks for them.
-
-    Args:
-        folder: where they are.
-        names: (M,), bytes, of the files in it.
-        labels: (M,), integers.
-        size: (3, H, W).
-        transform: from an RGB image to a tensor of that size; may draw from the global CPU generators of Python, NumPy
-            and torch, which are seeded by the draw for each image, and left as they were.
-
-    `dataset[draw]` gives inputs (N, 3, H, W), float32, and labels (N,), int64.
-
-    Raises:
-        InputError: a file that cannot be decoded.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        names: np.ndarray,  # no list of str: to count references is to write, and would copy it into every worker
-        labels: np.ndarray,
-        size: tuple[int, int, int],
-        transform: Callable[[Image.Image], Tensor],
-    ) -> None:
-        self.folder, self.names, self.labels = folder, names, labels.astype(np.int64)
-        self.size, self.transform = size, transform
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, draw: Draw) -> tuple[Tensor, Tensor]:
-        images = torch.empty(len(draw.indices), *self.size)
-        # A seed for each generator: NumPy's and torch's are one algorithm, and would give the same bits.
-        seeds = (draw.uniform(3) * 2**32).astype(np.int64).tolist()
-        with _generators_restored():
-            for place, (index, (of_python, of_numpy, of_torch)) in enumerate(zip(draw.indices, seeds, strict=True)):
-                image = _decode(self.folder / os.fsdecode(self.names[index]))
-                random.seed(of_python)
-                np.random.seed(of_numpy)  # noqa: NPY002
-                torch.default_generator.manual_seed(of_torch)  # torch.manual_seed would seed GPUs too
-                images[place] = self.transform(image)
-        return images, torch.from_numpy(self.labels[draw.indices])
-
-
-def _decode(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")  # some are grey, CMYK or have a palette
-    except Exception as error:  # damaged bytes can raise anything
-        raise InputError(f"{path} cannot be decoded ({error}): unpack it again from ImageNet's archive") from error
-
-
-@contextmanager
-def _generators_restored() -> Iterator[None]:
-    """The states of the global CPU generators of Python, NumPy and torch are afterwards what they were."""
-    of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        random.setstate(of_python)
-        np.random.set_state(of_numpy)  # noqa: NPY002
+        names_, labels_ = np.array(names), np.array(labels)
+        return Photographs(folder, names_, labels_, self.input_size, decode, transform, skip_corrupt)

@@ -3,6 +3,7 @@
 import os
 import pickle
 import random
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from torchvision import transforms
 import frugal
 from datamodules import ImageNet
 from datamodules.batches import Batches, Order
+from datamodules.photographs import TensorCrop, as_image, as_tensor
 from datamodules.randomness import Draw
 from networks import InputError
 
@@ -135,7 +137,8 @@ def test_every_kind_of_image_becomes_rgb(tmp_path, mode):
         assert (image - literal(folder / "rgb.png")).abs().mean() < 0.15
 
 
-def test_training_crops_and_flips_and_does_nothing_else(tmp_path):
+@pytest.mark.parametrize("backend", ["tensor", "timm"])
+def test_training_crops_and_flips_and_does_nothing_else(tmp_path, backend):
     """An image whose colours are its coordinates tells where each output pixel comes from."""
     folder = write_imagenet(tmp_path, images=1, synsets=["n01440764"])
     y, x = np.mgrid[:256, :256].astype(np.uint8)
@@ -143,9 +146,7 @@ def test_training_crops_and_flips_and_does_nothing_else(tmp_path):
         path.unlink()
     for i in range(2):
         Image.fromarray(np.stack([x, y, 0 * x], axis=-1)).save(folder / f"train/n01440764/{i}.png")
-    dataset = imagenet(tmp_path).train_set
-    names = [type(step).__name__ for step in dataset.transform.transforms]
-    assert names == ["RandomResizedCropAndInterpolation", "RandomHorizontalFlip", "MaybeToTensor", "Normalize"]
+    dataset = imagenet(tmp_path, backend=backend).train_set
     std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
     mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
     areas, ratios, flips = [], [], []
@@ -166,6 +167,130 @@ def test_training_crops_and_flips_and_does_nothing_else(tmp_path):
     assert np.mean(areas) < 0.56  # uniform, but for large crops that would not fit
     assert 0.73 < min(ratios) < 0.80
     assert 1.25 < max(ratios) < 1.37
+
+
+CROPS = [None, {"hflip": 1, "vflip": 0.5, "scale": [0.3, 0.5], "ratio": [1, 2]}]
+
+
+def in_bytes(images):
+    """Normalised images in units of 255."""
+    std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+    return (images * std + mean) * 255
+
+
+def assert_backends_agree(root, draw, **arguments):
+    ours, timms = (imagenet(root, backend=backend, **arguments).train_set for backend in ("tensor", "timm"))
+    assert isinstance(ours.transform, TensorCrop)
+    assert not isinstance(timms.transform, TensorCrop)
+    (a, labels), (b, others) = ours[draw], timms[draw]
+    a, b = in_bytes(a), in_bytes(b)
+    assert labels.equal(others)
+    assert (a - a.round()).abs().max() < 1e-3  # bytes, as timm's are
+    assert (a - b).abs().max() < 2.01
+    assert (a - b).abs().mean() < 0.1
+
+
+@pytest.mark.parametrize("augmentation", CROPS)
+def test_backends_differ_by_two_of_255_at_most(tmp_path, augmentation):
+    write_imagenet(tmp_path)
+    assert_backends_agree(tmp_path, Draw(3, 5, np.arange(18)), augmentation=augmentation)
+
+
+@pytest.mark.parametrize(
+    "augmentation",
+    [{"auto_augment": "rand-m9-mstd0.5"}, {"re_prob": 0.5}, {"color_jitter": 0.4}, {"interpolation": "random"},
+     {"train_crop_mode": "rkrr"}, {"grayscale_prob": 0.5}, {"interpolation": "bicubic"}],
+    ids=str,
+)  # fmt: skip
+def test_what_goes_beyond_crops_and_flips_is_timms_own(tmp_path, augmentation):
+    write_imagenet(tmp_path)
+    ours, timms = (
+        imagenet(tmp_path, backend=backend, augmentation=augmentation).train_set for backend in ("tensor", "timm")
+    )
+    draw = Draw(3, 5, np.arange(18))
+    assert torch.equal(ours[draw][0], timms[draw][0])
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "P", "RGBA", "progressive", "damaged"])
+def test_decoders_agree_to_the_byte(tmp_path, mode):
+    path, rgb = tmp_path / "a.JPEG", photograph(0, 91, 63)
+    if mode in ("P", "RGBA"):
+        rgb.convert(mode).save(path, "png")
+    elif mode in ("L", "CMYK"):
+        rgb.convert(mode).save(path)
+    else:
+        rgb.save(path, progressive=mode == "progressive", subsampling="4:1:1" if mode == "progressive" else 0)
+    if mode == "damaged":
+        content = path.read_bytes()
+        path.write_bytes(content[:-40] + bytes(20) + content[-20:])  # PIL forgives that
+    expected = torch.from_numpy(np.array(as_image(path))).permute(2, 0, 1)
+    assert expected.shape == (3, 63, 91)
+    found = as_tensor(path)
+    assert (found.int() - expected.int()).abs().max() <= (mode == "CMYK")
+
+
+def damage(folder, *names):
+    for name in names:
+        path = folder / name
+        path.write_bytes(path.read_bytes()[:200])
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("backend", ["tensor", "timm"])
+def test_corrupt_photographs_are_skipped_named_and_counted(tmp_path, num_workers, backend):
+    folder = write_imagenet(tmp_path)
+    options = dict(backend=backend, batch_size=6)
+    whole = imagenet(tmp_path, **options).train_set[Draw(0, 0, np.arange(18))]
+    names = ["n01440764/n01440764_1.JPEG", "n15075141/n15075141_2.JPEG"]  # samples 1 and 17
+    damage(folder / "train", *names)
+    with pytest.raises(InputError, match=rf"({'|'.join(names)}) cannot be decoded"):
+        list(imagenet(tmp_path, **options, num_workers=num_workers).train_dataloader())
+
+    data = imagenet(tmp_path, **options, num_workers=num_workers, skip_corrupt=True)
+    loader = data.train_dataloader()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for epoch in range(3):
+            for (images, labels), indices in zip(loader, loader.indices(), strict=True):
+                kept = [index for index in indices if index not in (1, 17)]
+                assert len(images) == len(kept)
+                assert labels.tolist() == whole[1][kept].tolist()
+                if epoch == 0:  # each with its own randomness, whoever is missing
+                    assert torch.equal(images, whole[0][kept])
+        assert data.train_set.skipped() == names
+        data.teardown("fit")
+    messages = [str(warning.message) for warning in caught]
+    assert messages[-1] == f"skipped 2 photographs that cannot be decoded: {', '.join(names)}"
+    if not num_workers:  # those of workers go to their own standard error, which pytest's recording swallows
+        one, other = (f"skipped: {folder}/train/{name} cannot be decoded" for name in names)
+        assert sorted(message.split(" (")[0] for message in messages[:-1]) == [one, other]
+
+
+def test_nothing_to_skip_says_nothing(tmp_path):
+    write_imagenet(tmp_path)
+    data = imagenet(tmp_path, skip_corrupt=True)
+    list(data.train_dataloader())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data.teardown("fit")
+    ImageNet().teardown("test")  # without photographs to train
+
+
+def test_a_batch_of_nothing_but_corrupt_photographs_is_refused(tmp_path):
+    folder = write_imagenet(tmp_path, synsets=["n01440764"])
+    damage(folder / "train/n01440764", *(f"n01440764_{i}.JPEG" for i in range(3)))
+    with (
+        pytest.warns(match="skipped: "),
+        pytest.raises(InputError, match=r"none of a batch's 3 photographs in .*train"),
+    ):
+        next(iter(imagenet(tmp_path, batch_size=3, skip_corrupt=True).train_dataloader()))
+
+
+def test_evaluation_skips_nothing(tmp_path):
+    damage(write_imagenet(tmp_path) / "val", "n01440764/n01440764_1.JPEG")
+    with pytest.raises(InputError, match=r"val/n01440764/n01440764_1\.JPEG cannot be decoded"):
+        list(imagenet(tmp_path, skip_corrupt=True).val_dataloader())
 
 
 @pytest.mark.parametrize("augmentation", [None, EVERYTHING])
@@ -241,6 +366,7 @@ def test_the_generators_are_unrelated(tmp_path):
         ({"image_size": 0}, r"data\.image_size=0 must be positive"),
         ({"crop_fraction": 0}, r"data\.crop_fraction=0 must be more than 0 and at most 1"),
         ({"crop_fraction": 1.1}, r"data\.crop_fraction=1\.1 must be more than 0 and at most 1"),
+        ({"backend": "pil"}, r"data\.backend is one of tensor, timm; got 'pil'"),
         ({"num_workers": -1}, r"data\.num_workers=-1 must not be negative"),
     ],
 )
@@ -338,6 +464,6 @@ def test_the_real_photographs():
     assert torch.equal(images[0], literal(path, 224, 256))
     assert images.mean().abs() < 0.3
     assert images.std() == pytest.approx(1, abs=0.2)
-    images, labels = next(iter(data.train_dataloader()))
-    assert images.isfinite().all()
-    assert len(labels) == 64
+    assert_backends_agree(DATA, Draw(0, 1, np.arange(64)), image_size=224)
+    for path in sorted(data.train_set.folder.glob("*/*"))[:64]:
+        assert torch.equal(as_tensor(path), torch.from_numpy(np.array(as_image(path))).permute(2, 0, 1))

@@ -1,0 +1,175 @@
+"""Photographs in files: read, decoded and transformed for each batch."""
+
+import os
+import random
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import simplejpeg
+import torch
+from PIL import Image
+from timm.data.transforms import RandomResizedCropAndInterpolation
+from torch import Tensor
+from torchvision import transforms
+from torchvision.transforms.v2 import functional
+
+from datamodules.randomness import Draw
+from networks import InputError
+
+Decode = Callable[[Path], Any]
+Transform = Callable[[Any], Tensor]
+
+
+class Photographs:
+    """Photographs in files, decoded and transformed when a batch asks for them.
+
+    Args:
+        folder: where they are.
+        names: (M,), bytes, of the files in it.
+        labels: (M,), integers.
+        size: (3, H, W).
+        decode: from a path to an RGB image, such as `as_image` and `as_tensor`.
+        transform: from that to a tensor of the size; may draw from the global CPU generators of Python, NumPy and
+            torch, which are seeded by the draw for each image, and left as they were.
+        skip_corrupt: leave images that cannot be decoded out of their batches, with a warning for each.
+
+    `dataset[draw]` gives inputs (N, 3, H, W), float32, and labels (N,), int64.
+
+    Raises:
+        InputError: a file that cannot be decoded; if those are skipped, a batch in which none can.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        names: np.ndarray,  # no list of str: to count references is to write, and would copy it into every worker
+        labels: np.ndarray,
+        size: tuple[int, int, int],
+        decode: Decode,
+        transform: Transform,
+        skip_corrupt: bool = False,
+    ) -> None:
+        self.folder, self.names, self.labels = folder, names, labels.astype(np.int64)
+        self.size, self.decode, self.transform = size, decode, transform
+        # A flag for each, that workers set and the main process reads; a counter would have to be locked.
+        self._skipped = torch.zeros(len(names), dtype=torch.bool).share_memory_() if skip_corrupt else None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, draw: Draw) -> tuple[Tensor, Tensor]:
+        images = torch.empty(len(draw.indices), *self.size)
+        # A seed for each generator: NumPy's and torch's are one algorithm, and would give the same bits.
+        seeds = (draw.uniform(3) * 2**32).astype(np.int64).tolist()
+        kept: list[int] = []
+        with _generators_restored():
+            for index, (of_python, of_numpy, of_torch) in zip(draw.indices, seeds, strict=True):
+                try:
+                    image = self.decode(self.folder / os.fsdecode(self.names[index]))
+                except InputError as error:
+                    self._skip(index, error)
+                    continue
+                random.seed(of_python)
+                np.random.seed(of_numpy)  # noqa: NPY002
+                torch.default_generator.manual_seed(of_torch)  # torch.manual_seed would seed GPUs too
+                images[len(kept)] = self.transform(image)
+                kept.append(index)
+        if not kept and len(draw.indices):
+            raise InputError(f"none of a batch's {len(draw.indices)} photographs in {self.folder} can be decoded")
+        return images[: len(kept)], torch.from_numpy(self.labels[kept])
+
+    def _skip(self, index: int, error: InputError) -> None:
+        if self._skipped is None:
+            raise error
+        if not self._skipped[index]:
+            self._skipped[index] = True
+            warnings.warn(f"skipped: {error}", stacklevel=2)
+
+    def skipped(self) -> list[str]:
+        """Names of the photographs that have been skipped so far, by any worker of this process."""
+        return [] if self._skipped is None else [os.fsdecode(name) for name in self.names[self._skipped.numpy()]]
+
+
+def as_image(path: Path) -> Image.Image:
+    """Decode a photograph of any format and colours by PIL, to RGB.
+
+    Raises:
+        InputError: it cannot be decoded.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")  # some are grey, CMYK or have a palette
+    except Exception as error:  # damaged bytes can raise anything
+        raise InputError(f"{path} cannot be decoded ({error}): unpack it again from ImageNet's archive") from error
+
+
+def as_tensor(path: Path) -> Tensor:
+    """As `as_image`, to bytes (3, H, W), uint8: the same, but of CMYK, where they may differ by 1.
+
+    Intact JPEG files go past PIL, in three quarters of its time.
+
+    Raises:
+        InputError: it cannot be decoded.
+    """
+    try:
+        pixels = simplejpeg.decode_jpeg(path.read_bytes(), "RGB")
+    except (OSError, ValueError):  # no file, no JPEG, CMYK, damaged: PIL takes it, or knows why not
+        pixels = np.array(as_image(path))
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+class TensorCrop:
+    """timm's training crop and flips of bytes (3, H, W), normalised; the same draws from the same generators.
+
+    Args:
+        crop, flips: of timm's training transform.
+        mean, std: of each channel, in units of 255.
+    """
+
+    def __init__(
+        self,
+        crop: RandomResizedCropAndInterpolation,
+        flips: Sequence[Callable[[Tensor], Tensor]],
+        mean: Tensor,
+        std: Tensor,
+    ) -> None:
+        self.crop, self.flips = crop, flips
+        self.scale = 1 / (255 * std.view(-1, 1, 1))
+        self.shift = -(mean / std).view(-1, 1, 1)
+
+    @classmethod
+    def of(cls, steps: Sequence[Any]) -> "TensorCrop | None":
+        """From the steps of timm's transform; None where they do more than crop, flip and normalise, or not bilinearly.
+
+        (PyTorch's bicubic differs from PIL's by up to 18 of 255.)
+        """
+        crop, *flips, _, normalize = steps
+        usual = isinstance(crop, RandomResizedCropAndInterpolation) and isinstance(normalize, transforms.Normalize)
+        flip = transforms.RandomHorizontalFlip | transforms.RandomVerticalFlip
+        bilinear = usual and crop.interpolation == transforms.InterpolationMode.BILINEAR
+        if not bilinear or not all(isinstance(step, flip) for step in flips):
+            return None
+        return cls(crop, flips, torch.as_tensor(normalize.mean), torch.as_tensor(normalize.std))
+
+    def __call__(self, image: Tensor) -> Tensor:
+        box = self.crop.get_params(image, self.crop.scale, self.crop.ratio)
+        image = functional.resized_crop(image, *box, list(self.crop.size), self.crop.interpolation, antialias=True)
+        for flip in self.flips:
+            image = flip(image)
+        return (image * self.scale).add_(self.shift)
+
+
+@contextmanager
+def _generators_restored() -> Iterator[None]:
+    """The states of the global CPU generators of Python, NumPy and torch are afterwards what they were."""
+    of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)  # noqa: NPY002
