@@ -27,9 +27,11 @@ def compare(title: str, alternatives: Mapping[str, Callable[[], object]], rounds
         print(f"  {name:<42} {median * 1e3:9.2f} ms {median / base:8.2f} x")
 
 
-def peak_memory(script: str, name: str) -> float:
-    """Peak resident memory in MiB of a fresh process that runs one alternative of a script: `script --only name`."""
-    child = subprocess.run([sys.executable, script, "--only", name], capture_output=True, text=True, check=True)
+def peak_memory(script: str, name: str, *arguments: str) -> float:
+    """Peak resident memory in MiB of a fresh process: `script *arguments --only name`."""
+    child = subprocess.run(
+        [sys.executable, script, *arguments, "--only", name], capture_output=True, text=True, check=True
+    )
     return float(child.stdout.split()[-1])
 
 

@@ -33,11 +33,12 @@ class Photographs:
         labels: (M,), integers.
         size: (3, H, W).
         decode: from a path to an RGB image, such as `as_image` and `as_tensor`.
-        transform: from that to a tensor of the size; may draw from the global CPU generators of Python, NumPy and
-            torch, which are seeded by the draw for each image, and left as they were.
+        transform: from that to a tensor of the size, and of its `dtype`, float32 if it says none; may draw from the
+            global CPU generators of Python, NumPy and torch, which are seeded by the draw for each image, and left as
+            they were.
         skip_corrupt: leave images that cannot be decoded out of their batches, with a warning for each.
 
-    `dataset[draw]` gives inputs (N, 3, H, W), float32, and labels (N,), int64.
+    `dataset[draw]` gives inputs (N, 3, H, W) and labels (N,), int64.
 
     Raises:
         InputError: a file that cannot be decoded; if those are skipped, a batch in which none can.
@@ -62,7 +63,7 @@ class Photographs:
         return len(self.labels)
 
     def __getitem__(self, draw: Draw) -> tuple[Tensor, Tensor]:
-        images = torch.empty(len(draw.indices), *self.size)
+        images = torch.empty(len(draw.indices), *self.size, dtype=getattr(self.transform, "dtype", torch.float32))
         # A seed for each generator: NumPy's and torch's are one algorithm, and would give the same bits.
         seeds = (draw.uniform(3) * 2**32).astype(np.int64).tolist()
         kept: list[int] = []
@@ -123,44 +124,39 @@ def as_tensor(path: Path) -> Tensor:
 
 
 class TensorCrop:
-    """timm's training crop and flips of bytes (3, H, W), normalised; the same draws from the same generators.
+    """timm's training crop and flips of bytes (3, H, W), uint8, to bytes; the same draws from the same generators.
 
     Args:
-        crop, flips: of timm's training transform.
-        mean, std: of each channel, in units of 255.
+        steps: of timm's training transform; what normalises is left out.
     """
 
-    def __init__(
-        self,
-        crop: RandomResizedCropAndInterpolation,
-        flips: Sequence[Callable[[Tensor], Tensor]],
-        mean: Tensor,
-        std: Tensor,
-    ) -> None:
-        self.crop, self.flips = crop, flips
-        self.scale = 1 / (255 * std.view(-1, 1, 1))
-        self.shift = -(mean / std).view(-1, 1, 1)
+    dtype = torch.uint8
 
-    @classmethod
-    def of(cls, steps: Sequence[Any]) -> "TensorCrop | None":
-        """From the steps of timm's transform; None where they do more than crop, flip and normalise, or not bilinearly.
+    def __init__(self, steps: Sequence[Any]) -> None:
+        self.crop, *self.flips = steps[:-2]
+
+    @staticmethod
+    def can(steps: Sequence[Any]) -> bool:
+        """Whether a transform of timm's does no more than bilinear crops, flips and normalisation.
 
         (PyTorch's bicubic differs from PIL's by up to 18 of 255.)
         """
-        crop, *flips, _, normalize = steps
-        usual = isinstance(crop, RandomResizedCropAndInterpolation) and isinstance(normalize, transforms.Normalize)
+        crop, *flips, convert, normalize = steps
         flip = transforms.RandomHorizontalFlip | transforms.RandomVerticalFlip
-        bilinear = usual and crop.interpolation == transforms.InterpolationMode.BILINEAR
-        if not bilinear or not all(isinstance(step, flip) for step in flips):
-            return None
-        return cls(crop, flips, torch.as_tensor(normalize.mean), torch.as_tensor(normalize.std))
+        return (
+            isinstance(crop, RandomResizedCropAndInterpolation)
+            and crop.interpolation == transforms.InterpolationMode.BILINEAR
+            and all(isinstance(step, flip) for step in flips)
+            and isinstance(convert, transforms.ToTensor)
+            and isinstance(normalize, transforms.Normalize)
+        )
 
     def __call__(self, image: Tensor) -> Tensor:
         box = self.crop.get_params(image, self.crop.scale, self.crop.ratio)
         image = functional.resized_crop(image, *box, list(self.crop.size), self.crop.interpolation, antialias=True)
         for flip in self.flips:
             image = flip(image)
-        return (image * self.scale).add_(self.shift)
+        return image
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from PIL import Image
 from torchvision import transforms
@@ -15,7 +16,7 @@ from torchvision import transforms
 import frugal
 from datamodules import ImageNet
 from datamodules.batches import Batches, Order
-from datamodules.photographs import TensorCrop, as_image, as_tensor
+from datamodules.photographs import as_image, as_tensor
 from datamodules.randomness import Draw
 from networks import InputError
 
@@ -146,12 +147,11 @@ def test_training_crops_and_flips_and_does_nothing_else(tmp_path, backend):
         path.unlink()
     for i in range(2):
         Image.fromarray(np.stack([x, y, 0 * x], axis=-1)).save(folder / f"train/n01440764/{i}.png")
-    dataset = imagenet(tmp_path, backend=backend).train_set
-    std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
-    mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+    data = imagenet(tmp_path, backend=backend)
     areas, ratios, flips = [], [], []
     for epoch in range(400):
-        image = (dataset[Draw(0, epoch, np.array([0]))][0][0] * std + mean) * 255
+        batch = data.on_after_batch_transfer(data.train_set[Draw(0, epoch, np.array([0]))], 0)
+        image = in_bytes(batch[0][0])
         across, down = image[0].mean(0), image[1].mean(1)
         assert (image[0] - across).abs().max() < 1.01  # upright; bytes are rounded
         assert (image[1] - down[:, None]).abs().max() < 1.01
@@ -180,21 +180,53 @@ def in_bytes(images):
 
 
 def assert_backends_agree(root, draw, **arguments):
-    ours, timms = (imagenet(root, backend=backend, **arguments).train_set for backend in ("tensor", "timm"))
-    assert isinstance(ours.transform, TensorCrop)
-    assert not isinstance(timms.transform, TensorCrop)
-    (a, labels), (b, others) = ours[draw], timms[draw]
-    a, b = in_bytes(a), in_bytes(b)
+    ours, timms = (imagenet(root, backend=backend, **arguments) for backend in ("tensor", "timm"))
+    (images, labels), (expected, others) = ours.train_set[draw], timms.train_set[draw]
+    assert (images.dtype, expected.dtype) == (torch.uint8, torch.float32)
     assert labels.equal(others)
-    assert (a - a.round()).abs().max() < 1e-3  # bytes, as timm's are
-    assert (a - b).abs().max() < 2.01
-    assert (a - b).abs().mean() < 0.1
+    difference = (images - in_bytes(expected)).abs()
+    assert difference.max() < 2.01
+    assert difference.mean() < 0.1
+    normalised, labels = ours.on_after_batch_transfer((images, labels), 0)
+    assert labels.equal(others)
+    assert normalised.dtype == torch.float32
+    assert torch.allclose(in_bytes(normalised), images.float(), atol=1e-3)
+    batch = expected, labels
+    assert timms.on_after_batch_transfer(batch, 0) is batch
 
 
 @pytest.mark.parametrize("augmentation", CROPS)
 def test_backends_differ_by_two_of_255_at_most(tmp_path, augmentation):
     write_imagenet(tmp_path)
     assert_backends_agree(tmp_path, Draw(3, 5, np.arange(18)), augmentation=augmentation)
+
+
+class Listens(pl.LightningModule):
+    """Keeps the batches that it is trained with."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.batches = torch.nn.Parameter(torch.zeros(())), []
+
+    def training_step(self, batch, _):
+        self.batches.append(batch)
+        return self.weight * 0
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_lightning_trains_on_normalised_images(tmp_path):
+    write_imagenet(tmp_path)
+    data, module = imagenet(tmp_path), Listens()
+    options = dict(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    pl.Trainer(max_epochs=1, **options).fit(module, datamodule=data)
+    draws = list(data.train_dataloader().sampler)
+    assert len(draws) == len(module.batches) == 4
+    for draw, (images, labels) in zip(draws, module.batches, strict=True):
+        assert images.dtype == torch.float32
+        assert torch.allclose(in_bytes(images), data.train_set[draw][0].float(), atol=1e-3)
+        assert labels.equal(data.train_set[draw][1])
 
 
 @pytest.mark.parametrize(
