@@ -18,7 +18,6 @@ from timm.data import create_dataset, create_loader
 
 from datamodules import ImageNet
 from datamodules.photographs import as_image, as_tensor
-from datamodules.randomness import Draw
 
 BATCH, SIZE = 64, (3, 224, 224)
 
