@@ -12,7 +12,7 @@ from pytorch_lightning import LightningModule
 from networks import InputError
 
 # What may change when a run goes on: where data are and how fast they come, not what is trained on what.
-FREE = ("num_workers", "root", "check_integrity", "initial_checkpoint")
+FREE = ("num_workers", "root", "check_integrity", "skip_corrupt", "initial_checkpoint")
 
 
 def checkpoint_path(folder: Path, given: str | None) -> Path | None:

@@ -128,7 +128,8 @@ class ImageNet(DataModule):
         """Say how many photographs were skipped."""
         if skipped := self.train_set.skipped() if hasattr(self, "train_set") else []:
             named = f"{', '.join(skipped[:5])}{' and others' if len(skipped) > 5 else ''}"
-            warnings.warn(f"skipped {len(skipped)} photographs that cannot be decoded: {named}", stacklevel=2)
+            of = f"{len(skipped)} of {len(self.train_set)} photographs to train"
+            warnings.warn(f"skipped {of}, which cannot be decoded: {named}", stacklevel=2)
 
     def _list(self, split: str, decode: Decode, transform: Transform, skip_corrupt: bool = False) -> Photographs:
         folder = self.folder / split

@@ -105,7 +105,10 @@ def as_image(path: Path) -> Image.Image:
         with Image.open(path) as image:
             return image.convert("RGB")  # some are grey, CMYK or have a palette
     except Exception as error:  # damaged bytes can raise anything
-        raise InputError(f"{path} cannot be decoded ({error}): unpack it again from ImageNet's archive") from error
+        raise InputError(
+            f"{path} cannot be decoded ({error}): unpack it again from ImageNet's archive; "
+            "--data.skip_corrupt true trains without it"
+        ) from error
 
 
 def as_tensor(path: Path) -> Tensor:

@@ -293,7 +293,7 @@ def test_corrupt_photographs_are_skipped_named_and_counted(tmp_path, num_workers
         assert data.train_set.skipped() == names
         data.teardown("fit")
     messages = [str(warning.message) for warning in caught]
-    assert messages[-1] == f"skipped 2 photographs that cannot be decoded: {', '.join(names)}"
+    assert messages[-1] == f"skipped 2 of 18 photographs to train, which cannot be decoded: {', '.join(names)}"
     if not num_workers:  # those of workers go to their own standard error, which pytest's recording swallows
         one, other = (f"skipped: {folder}/train/{name} cannot be decoded" for name in names)
         assert sorted(message.split(" (")[0] for message in messages[:-1]) == [one, other]
@@ -457,7 +457,7 @@ def test_a_damaged_image_is_named_in_one_line(tmp_path, num_workers, content):
         list(loader)
     message = str(caught.value)
     assert message.startswith(f"{path} cannot be decoded (")
-    assert message.endswith("): unpack it again from ImageNet's archive")
+    assert message.endswith("): unpack it again from ImageNet's archive; --data.skip_corrupt true trains without it")
     assert "\n" not in message
 
 
