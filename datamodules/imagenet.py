@@ -46,8 +46,8 @@ class ImageNet(DataModule):
         backend: of training: "tensor" decodes to tensors of bytes, which it crops and resizes: timm's crops, and pixels
             that differ from timm's by at most 2 of 255, in two thirds of the time. "timm" is timm's transform on PIL's
             images; it also does what goes beyond bilinear crops and flips, whatever is said here.
-        skip_corrupt: leave out photographs to train that cannot be decoded, and name and count them. Evaluation refuses
-            them always, for a score over fewer images is no ImageNet score.
+        skip_corrupt: train on the next photograph in place of one that cannot be decoded, and name and count those.
+            Evaluation refuses them always, for a score over other images is no ImageNet score.
         check_integrity: refuse another number of classes or images than the published one.
         num_workers: processes that prepare batches, for each device; they live as long as the run.
 

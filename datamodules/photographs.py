@@ -20,6 +20,7 @@ from torchvision.transforms.v2 import functional
 from datamodules.randomness import Draw
 from networks import InputError
 
+TRIES = 20  # as timm
 Decode = Callable[[Path], Any]
 Transform = Callable[[Any], Tensor]
 
@@ -36,12 +37,12 @@ class Photographs:
         transform: from that to a tensor of the size, and of its `dtype`, float32 if it says none; may draw from the
             global CPU generators of Python, NumPy and torch, which are seeded by the draw for each image, and left as
             they were.
-        skip_corrupt: leave images that cannot be decoded out of their batches, with a warning for each.
+        skip_corrupt: take the next photograph for one that cannot be decoded, as timm does, with a warning for each.
 
     `dataset[draw]` gives inputs (N, 3, H, W) and labels (N,), int64.
 
     Raises:
-        InputError: a file that cannot be decoded; if those are skipped, a batch in which none can.
+        InputError: a file that cannot be decoded; if those are skipped, 20 in a row.
     """
 
     def __init__(
@@ -64,31 +65,31 @@ class Photographs:
 
     def __getitem__(self, draw: Draw) -> tuple[Tensor, Tensor]:
         images = torch.empty(len(draw.indices), *self.size, dtype=getattr(self.transform, "dtype", torch.float32))
+        labels = torch.empty(len(draw.indices), dtype=torch.int64)
         # A seed for each generator: NumPy's and torch's are one algorithm, and would give the same bits.
         seeds = (draw.uniform(3) * 2**32).astype(np.int64).tolist()
-        kept: list[int] = []
         with _generators_restored():
-            for index, (of_python, of_numpy, of_torch) in zip(draw.indices, seeds, strict=True):
-                try:
-                    image = self.decode(self.folder / os.fsdecode(self.names[index]))
-                except InputError as error:
-                    self._skip(index, error)
-                    continue
+            for place, (index, (of_python, of_numpy, of_torch)) in enumerate(zip(draw.indices, seeds, strict=True)):
+                image, label = self._read(int(index))
                 random.seed(of_python)
                 np.random.seed(of_numpy)  # noqa: NPY002
                 torch.default_generator.manual_seed(of_torch)  # torch.manual_seed would seed GPUs too
-                images[len(kept)] = self.transform(image)
-                kept.append(index)
-        if not kept and len(draw.indices):
-            raise InputError(f"none of a batch's {len(draw.indices)} photographs in {self.folder} can be decoded")
-        return images[: len(kept)], torch.from_numpy(self.labels[kept])
+                images[place], labels[place] = self.transform(image), label
+        return images, labels
 
-    def _skip(self, index: int, error: InputError) -> None:
-        if self._skipped is None:
-            raise error
-        if not self._skipped[index]:
-            self._skipped[index] = True
-            warnings.warn(f"skipped: {error}", stacklevel=2)
+    def _read(self, index: int) -> tuple[Any, int]:
+        """The decoded photograph and its label, or those of the next that can be decoded."""
+        for following in range(index, index + TRIES):
+            i = following % len(self)
+            try:
+                return self.decode(self.folder / os.fsdecode(self.names[i])), int(self.labels[i])
+            except InputError as error:
+                if self._skipped is None:
+                    raise
+                if not self._skipped[i]:
+                    self._skipped[i] = True
+                    warnings.warn(f"skipped: {error}", stacklevel=2)
+        raise InputError(f"{TRIES} photographs in a row cannot be decoded, the last {os.fsdecode(self.names[i])}")
 
     def skipped(self) -> list[str]:
         """Names of the photographs that have been skipped so far, by any worker of this process."""
