@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from callbacks import FiniteLoss, ProgressBar
-from lightning_modules import Biprop, Classifier
+from lightning_modules import Biprop, Classifier, ExpertBinary
 
 
 def trainer(step):
@@ -23,7 +23,7 @@ def trainer(step):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("make", [Classifier, Biprop])
+@pytest.mark.parametrize("make", [Classifier, Biprop, ExpertBinary])
 def test_training_step_and_optimizer_step(make):
     module = make("conv2", 10, (1, 8, 8), {"activation": "sign"})
     module.loss_terms["penalty"] = lambda batch, outputs: outputs.square().mean()
