@@ -78,12 +78,14 @@ class _RoutedConv2d(torch.autograd.Function):
         chosen = phi.argmax(-1)
         ctx.save_for_backward(x, experts, chosen)
         ctx.geometry, ctx.binary, ctx.per_expert = geometry, binary, per_expert
-        kernels = _kernels(experts, binary, x.dtype)
         if not per_expert:
+            kernels = _kernels(experts, binary, x.dtype)  # N signs, not B
             return convolve_each(x, kernels.index_select(0, chosen), geometry)
-        parts = [(s, F.conv2d(x[s], kernels[i], None, *geometry)) for i, s in _samples_of_experts(chosen, len(experts))]
-        y = x.new_empty(len(x), *parts[0][1].shape[1:])
-        for samples, part in parts:
+        y = x.new_empty(0)
+        for i, samples in _samples_of_experts(chosen, len(experts)):
+            part = F.conv2d(x[samples], _kernels(experts[i], binary, x.dtype), None, *geometry)
+            if not len(y):
+                y = part.new_empty(len(x), *part.shape[1:])
             y[samples] = part
         return y
 
@@ -129,12 +131,11 @@ def _gradients_per_expert(
     x: Tensor, experts: Tensor, chosen: Tensor, g: Tensor, geometry: Geometry, binary: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     dx, dexperts, dphi = torch.empty_like(x), torch.zeros_like(experts), experts.new_empty(len(x), len(experts))
-    kernels = _kernels(experts, binary, x.dtype)
     at_once = max(1, AT_ONCE // experts[0].numel())
     for i, samples in _samples_of_experts(chosen, len(experts)):
-        inside = _inside(experts[i]) if binary else None
+        kernel, inside = _kernels(experts[i], binary, x.dtype), _inside(experts[i]) if binary else None
         x_i, g_i = x[samples], g[samples]
-        dx[samples] = conv2d_input(x_i.shape, kernels[i], g_i, *geometry)
+        dx[samples] = conv2d_input(x_i.shape, kernel, g_i, *geometry)
         compared = []
         for x_b, g_b in zip(x_i.split(at_once), g_i.split(at_once), strict=True):
             residual = _residual(x_b, g_b, experts[i], geometry)
@@ -163,7 +164,7 @@ def _compare(residual: Tensor, experts: Tensor) -> Tensor:
 
 
 def _kernels(experts: Tensor, binary: bool, dtype: torch.dtype) -> Tensor:
-    return (sign(experts, at_zero=1) if binary else experts).to(dtype)  # of N experts, before they are copied
+    return (sign(experts, at_zero=1) if binary else experts).to(dtype)
 
 
 def _inside(weight: Tensor) -> Tensor:
