@@ -236,10 +236,8 @@ class Distillation(Callback):
         if self._taught is None or self._taught[0] is not outputs:
             logits = self._ask(batch[0])
             maps = [self._features.pop(("teacher", name)) for _, name in self.pairs]
-            with torch.inference_mode():
-                maps = [attention_map(features) for features in maps]
-            # What was made under inference_mode cannot be saved for backward.
-            self._taught = outputs, logits.clone(), [features.clone() for features in maps]
+            with torch.no_grad():
+                self._taught = outputs, logits, [attention_map(features) for features in maps]
             self._compare("train", batch, outputs, logits)
         return self._taught[1:]
 
@@ -247,7 +245,7 @@ class Distillation(Callback):
         assert self.teacher is not None
         if self.teacher.training:  # someone who holds it too has changed it
             self.teacher.eval()
-        with torch.inference_mode():
+        with torch.no_grad():  # what is made under inference_mode cannot be saved for backward
             return self.teacher(inputs)
 
     def _compare(self, stage: str, batch: Any, outputs: Tensor, logits: Tensor) -> None:

@@ -122,16 +122,19 @@ class ImageNet(DataModule):
             return batch
         if self._scale.device != images.device:  # once
             self._scale, self._shift = self._scale.to(images.device), self._shift.to(images.device)
-        return images.float().mul_(self._scale).add_(self._shift), labels
+        images = images.float().mul_(self._scale).add_(self._shift)
+        if self.trainer:  # which has converted inputs, but not bytes, to the dtype of the module
+            images = self.trainer.precision_plugin.convert_input(images)
+        return images, labels
 
     def teardown(self, stage: str | None = None) -> None:
-        """Say how many photographs were skipped."""
-        if skipped := self.train_set.skipped() if hasattr(self, "train_set") else []:
+        """Say how many photographs were skipped in training, in each process its own."""
+        if stage == "fit" and (skipped := self.train_set.skipped()):
             named = f"{', '.join(skipped[:5])}{' and others' if len(skipped) > 5 else ''}"
             of = f"{len(skipped)} of {len(self.train_set)} photographs to train"
             warnings.warn(f"skipped {of}, which cannot be decoded: {named}", stacklevel=2)
 
-    def _list(self, split: str, decode: Decode, transform: Transform, skip_corrupt: bool = False) -> Photographs:
+    def _list(self, split: str, decode: Decode, transform: Transform, skip_corrupt: bool | None = None) -> Photographs:
         folder = self.folder / split
         classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir()) if folder.is_dir() else []
         for name in classes:

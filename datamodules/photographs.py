@@ -12,7 +12,6 @@ import numpy as np
 import simplejpeg
 import torch
 from PIL import Image
-from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
 from torchvision import transforms
 from torchvision.transforms.v2 import functional
@@ -23,6 +22,10 @@ from networks import InputError
 TRIES = 20  # as timm
 Decode = Callable[[Path], Any]
 Transform = Callable[[Any], Tensor]
+
+
+class CorruptError(InputError):
+    """A file that is there and cannot be decoded."""
 
 
 class Photographs:
@@ -37,12 +40,13 @@ class Photographs:
         transform: from that to a tensor of the size, and of its `dtype`, float32 if it says none; may draw from the
             global CPU generators of Python, NumPy and torch, which are seeded by the draw for each image, and left as
             they were.
-        skip_corrupt: take the next photograph for one that cannot be decoded, as timm does, with a warning for each.
+        skip_corrupt: take the next photograph for one that cannot be decoded, as timm does, with a warning for each;
+            None where that is no choice.
 
     `dataset[draw]` gives inputs (N, 3, H, W) and labels (N,), int64.
 
     Raises:
-        InputError: a file that cannot be decoded; if those are skipped, 20 in a row.
+        InputError: a file that cannot be read, or not decoded; if the latter are skipped, 20 in a row.
     """
 
     def __init__(
@@ -53,10 +57,10 @@ class Photographs:
         size: tuple[int, int, int],
         decode: Decode,
         transform: Transform,
-        skip_corrupt: bool = False,
+        skip_corrupt: bool | None = None,
     ) -> None:
         self.folder, self.names, self.labels = folder, names, labels.astype(np.int64)
-        self.size, self.decode, self.transform = size, decode, transform
+        self.size, self.decode, self.transform, self.skip_corrupt = size, decode, transform, skip_corrupt
         # A flag for each, that workers set and the main process reads; a counter would have to be locked.
         self._skipped = torch.zeros(len(names), dtype=torch.bool).share_memory_() if skip_corrupt else None
 
@@ -81,15 +85,17 @@ class Photographs:
         """The decoded photograph and its label, or those of the next that can be decoded."""
         for following in range(index, index + TRIES):
             i = following % len(self)
+            path = self.folder / os.fsdecode(self.names[i])
             try:
-                return self.decode(self.folder / os.fsdecode(self.names[i])), int(self.labels[i])
-            except InputError as error:
+                return self.decode(path), int(self.labels[i])
+            except CorruptError as error:
                 if self._skipped is None:
-                    raise
+                    choice = "" if self.skip_corrupt is None else ", or skip it with --data.skip_corrupt true"
+                    raise InputError(f"{error}: unpack it again from the data set's archive{choice}") from error
                 if not self._skipped[i]:
                     self._skipped[i] = True
                     warnings.warn(f"skipped: {error}", stacklevel=2)
-        raise InputError(f"{TRIES} photographs in a row cannot be decoded, the last {os.fsdecode(self.names[i])}")
+        raise InputError(f"{TRIES} photographs in a row cannot be decoded, the last {path}: unpack the archive again")
 
     def skipped(self) -> list[str]:
         """Names of the photographs that have been skipped so far, by any worker of this process."""
@@ -100,16 +106,18 @@ def as_image(path: Path) -> Image.Image:
     """Decode a photograph of any format and colours by PIL, to RGB.
 
     Raises:
-        InputError: it cannot be decoded.
+        CorruptError: it cannot be decoded.
+        InputError: it cannot be read.
     """
     try:
         with Image.open(path) as image:
             return image.convert("RGB")  # some are grey, CMYK or have a palette
     except Exception as error:  # damaged bytes can raise anything
-        raise InputError(
-            f"{path} cannot be decoded ({error}): unpack it again from ImageNet's archive; "
-            "--data.skip_corrupt true trains without it"
-        ) from error
+        if isinstance(error, OSError) and error.errno:  # of the system; PIL's have no number
+            raise InputError(
+                f"{path} cannot be read ({error.strerror}): the disk, the network or the rights"
+            ) from error
+        raise CorruptError(f"{path} cannot be decoded ({error})") from error
 
 
 def as_tensor(path: Path) -> Tensor:
@@ -118,7 +126,7 @@ def as_tensor(path: Path) -> Tensor:
     Intact JPEG files go past PIL, in three quarters of its time.
 
     Raises:
-        InputError: it cannot be decoded.
+        CorruptError, InputError: as `as_image`.
     """
     try:
         pixels = simplejpeg.decode_jpeg(path.read_bytes(), "RGB")
@@ -145,15 +153,10 @@ class TensorCrop:
 
         (PyTorch's bicubic differs from PIL's by up to 18 of 255.)
         """
-        crop, *flips, convert, normalize = steps
-        flip = transforms.RandomHorizontalFlip | transforms.RandomVerticalFlip
-        return (
-            isinstance(crop, RandomResizedCropAndInterpolation)
-            and crop.interpolation == transforms.InterpolationMode.BILINEAR
-            and all(isinstance(step, flip) for step in flips)
-            and isinstance(convert, transforms.ToTensor)
-            and isinstance(normalize, transforms.Normalize)
-        )
+        crop, *others, _, _ = steps
+        flips = transforms.RandomHorizontalFlip | transforms.RandomVerticalFlip
+        bilinear = crop.interpolation == transforms.InterpolationMode.BILINEAR
+        return bilinear and all(isinstance(step, flips) for step in others)
 
     def __call__(self, image: Tensor) -> Tensor:
         box = self.crop.get_params(image, self.crop.scale, self.crop.ratio)

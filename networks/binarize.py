@@ -31,7 +31,7 @@ class _Sign(torch.autograd.Function):
 def sign(x: Tensor, at_zero: int = 0, gradient: Gradient = "triangle") -> Tensor:
     """Sign with a straight-through pseudo-gradient, not zero for -1 < x < 1.
 
-    forward:            y = -1 for x < 0, `at_zero` for x = 0, +1 for x > 0
+    forward:            y = -1 for x < 0, `at_zero` for x = 0, +1 for x > 0 (of NaN a number too)
     backward, triangle: dL/dx = dL/dy * 2 * (1 - min(|x|, 1)), as in Bi-Real Net (Liu et al., ECCV 2018); 2 at zero
     backward, window:   dL/dx = dL/dy where |x| < 1, else 0 (Hubara et al., NeurIPS 2016); the end points are cut
 

@@ -127,8 +127,8 @@ class ExpertBinaryConv2d(nn.Module):
         x: (B, C, H, W), real, usually behind batch normalisation; y: (B, O, H', W').
 
     Raises:
-        InputError: groups that do not divide the channels, no expert, a temperature that is not positive, an option
-            that is not in its list.
+        InputError: groups that do not divide the channels, no expert, a temperature that is not positive, a stride with
+            padding "same", an option that is not in its list.
     """
 
     weight_bits = 1
@@ -162,6 +162,8 @@ class ExpertBinaryConv2d(nn.Module):
             raise InputError(
                 f"rescale has {out_channels} // 8 hidden channels: it takes a layer with 8 or more outputs"
             )
+        if isinstance(padding, str):
+            check_choice("padding", padding, Literal["same", "valid"])
         if padding == "same" and _pair(stride) != (1, 1):
             raise InputError(f"padding='same' needs stride 1, not {stride}")
         check_temperature(temperature)

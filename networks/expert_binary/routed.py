@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input, conv2d_weight
 
@@ -37,11 +38,14 @@ class Geometry(NamedTuple):
 def per_expert_pays(x: Tensor, kernel_size: int) -> bool:
     """Whether to compute per expert: kernels of P numbers are too large to be copied and laid out for each sample.
 
-    In training on a GPU never, for it would have to wait for the gate's choice; without gradients always.
+    Without gradients always. A GPU would have to wait for the gate's choice, so there only under torch.inference_mode,
+    as Lightning evaluates: under no_grad a training step may ask a teacher. Never where there are no values.
     """
-    if x.is_meta:
+    if x.is_meta or isinstance(x, FakeTensor):
         return False
-    return not torch.is_grad_enabled() or (x.device.type == "cpu" and kernel_size > SMALL_KERNEL)
+    if x.device.type == "cpu":
+        return kernel_size > SMALL_KERNEL or not torch.is_grad_enabled()
+    return torch.is_inference_mode_enabled()
 
 
 def routed_conv2d(
@@ -62,7 +66,7 @@ def routed_conv2d(
         (B, O, H', W') in x's memory format, and under autocast of its dtype, else of x's.
     """
     device = x.device.type
-    if x.dtype == torch.float32 and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    if x.dtype != torch.float64 and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         x = x.to(torch.get_autocast_dtype(device))
     apply = _uncompiled if per_expert else _RoutedConv2d.apply
     y: Tensor = apply(x, experts, phi, geometry, binary, per_expert)
@@ -72,12 +76,8 @@ def routed_conv2d(
 
 class _RoutedConv2d(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, experts: Tensor, phi: Tensor, geometry: Geometry, binary: bool, per_expert: bool
-    ) -> Tensor:
+    def forward(x: Tensor, experts: Tensor, phi: Tensor, geometry: Geometry, binary: bool, per_expert: bool) -> Tensor:
         chosen = phi.argmax(-1)
-        ctx.save_for_backward(x, experts, chosen)
-        ctx.geometry, ctx.binary, ctx.per_expert = geometry, binary, per_expert
         if not per_expert:
             kernels = _kernels(experts, binary, x.dtype)  # N signs, not B
             return convolve_each(x, kernels.index_select(0, chosen), geometry)
@@ -88,6 +88,11 @@ class _RoutedConv2d(torch.autograd.Function):
                 y = part.new_empty(len(x), *part.shape[1:])
             y[samples] = part
         return y
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, experts, phi, ctx.geometry, ctx.binary, ctx.per_expert = inputs
+        ctx.save_for_backward(x, experts, phi.argmax(-1))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -111,20 +116,25 @@ def convolve_each(x: Tensor, kernels: Tensor, geometry: Geometry) -> Tensor:
 def _gradients_per_sample(
     x: Tensor, experts: Tensor, chosen: Tensor, g: Tensor, geometry: Geometry, binary: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    kernels = _kernels(experts, binary, x.dtype).index_select(0, chosen)
-    if _pointwise(kernels, geometry):
-        dx = _matrices(kernels, geometry).mT.bmm(_matrices(g, geometry))
-        residual = _matrices(g, geometry).bmm(_matrices(x, geometry).mT)
-    else:  # one call for both saves laying out what they share
-        dx, residual, _ = torch.ops.aten.convolution_backward(
-            _side_by_side(g), _side_by_side(x), kernels.flatten(0, 1), None, *geometry[:3], False, (0, 0),
-            len(x) * geometry.groups, (True, True, False),
-        )  # fmt: skip
+    dx, residual = _gradients_of_each(x, _kernels(experts, binary, x.dtype).index_select(0, chosen), g, geometry)
     residual, flat = residual.view(len(x), -1).to(experts.dtype), experts.flatten(1)
     if binary:
-        residual = residual * _inside(flat).index_select(0, chosen)
-    dexperts = torch.zeros_like(flat).index_add_(0, chosen, residual)
+        residual *= _inside(flat).index_select(0, chosen)
+    phi = F.one_hot(chosen, len(experts)).to(experts.dtype)
+    dexperts = phi.T @ residual  # adding by index would not add in the same order every time on a GPU
     return dx.view_as(x), dexperts.view_as(experts), _compare(residual.view(len(x), *experts.shape[1:]), experts)
+
+
+def _gradients_of_each(x: Tensor, kernels: Tensor, g: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
+    """Of x, and of each sample's own kernel: R."""
+    if _pointwise(kernels, geometry):
+        of_y = _matrices(g, geometry)
+        return _matrices(kernels, geometry).mT.bmm(of_y), of_y.bmm(_matrices(x, geometry).mT)
+    dx, residual, _ = torch.ops.aten.convolution_backward(  # one call for both saves laying out what they share
+        _side_by_side(g), _side_by_side(x), kernels.flatten(0, 1), None, *geometry[:3], False, (0, 0),
+        len(x) * geometry.groups, (True, True, False),
+    )  # fmt: skip
+    return dx, residual
 
 
 def _gradients_per_expert(

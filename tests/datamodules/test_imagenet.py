@@ -216,16 +216,26 @@ class Listens(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def test_lightning_trains_on_normalised_images(tmp_path):
+PRECISIONS = {
+    "32-true": torch.float32,
+    "bf16-mixed": torch.float32,
+    "bf16-true": torch.bfloat16,
+    "64-true": torch.float64,
+}
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_lightning_trains_on_normalised_images(tmp_path, precision):
     write_imagenet(tmp_path)
     data, module = imagenet(tmp_path), Listens()
     options = dict(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
-    pl.Trainer(max_epochs=1, **options).fit(module, datamodule=data)
+    pl.Trainer(max_epochs=1, precision=precision, **options).fit(module, datamodule=data)
     draws = list(data.train_dataloader().sampler)
     assert len(draws) == len(module.batches) == 4
     for draw, (images, labels) in zip(draws, module.batches, strict=True):
-        assert images.dtype == torch.float32
-        assert torch.allclose(in_bytes(images), data.train_set[draw][0].float(), atol=1e-3)
+        assert images.dtype == PRECISIONS[precision]
+        atol = 2 if precision == "bf16-true" else 1e-3
+        assert torch.allclose(in_bytes(images.float()), data.train_set[draw][0].float(), atol=atol)
         assert labels.equal(data.train_set[draw][1])
 
 
@@ -276,7 +286,9 @@ def test_corrupt_photographs_are_skipped_named_and_counted(tmp_path, num_workers
     whole = imagenet(tmp_path, **options).train_set[Draw(0, 0, np.arange(18))]
     names = ["n01440764/n01440764_1.JPEG", "n15075141/n15075141_2.JPEG"]  # samples 1 and 17
     damage(folder / "train", *names)
-    with pytest.raises(InputError, match=rf"({'|'.join(names)}) cannot be decoded"):
+    with pytest.raises(
+        InputError, match=rf"({'|'.join(names)}) cannot be decoded .*, or skip it with --data\.skip_corrupt true"
+    ):
         list(imagenet(tmp_path, **options, num_workers=num_workers).train_dataloader())
 
     data = imagenet(tmp_path, **options, num_workers=num_workers, skip_corrupt=True)
@@ -310,10 +322,35 @@ def test_nothing_to_skip_says_nothing(tmp_path):
     ImageNet().teardown("test")  # without photographs to train
 
 
+@pytest.mark.parametrize("backend", ["tensor", "timm"])
+def test_what_the_disk_refuses_is_not_skipped(tmp_path, backend):
+    path = write_imagenet(tmp_path) / "train/n01440764/n01440764_1.JPEG"
+    data = imagenet(tmp_path, backend=backend, skip_corrupt=True)
+    path.unlink()
+    with pytest.raises(InputError, match=rf"{path} cannot be read \(No such file or directory\)"):
+        list(data.train_dataloader())
+    path.mkdir()
+    with pytest.raises(InputError, match=rf"{path} cannot be read \(Is a directory\)"):
+        list(data.train_dataloader())
+
+
+def test_five_skipped_photographs_are_named_and_all_counted(tmp_path):
+    folder = write_imagenet(tmp_path)
+    data = imagenet(tmp_path, skip_corrupt=True)
+    names = [os.fsdecode(name) for name in data.train_set.names[:7]]
+    damage(folder / "train", *names)
+    with pytest.warns(match="^skipped: "):
+        data.train_set[Draw(0, 0, np.arange(7))]
+    with pytest.warns() as caught:
+        data.teardown("fit")
+    start = "skipped 7 of 18 photographs to train, which cannot be decoded: "
+    assert str(caught[0].message) == f"{start}{', '.join(names[:5])} and others"
+
+
 def test_nothing_but_corrupt_photographs_is_refused(tmp_path):
     folder = write_imagenet(tmp_path, synsets=["n01440764"])
     damage(folder / "train/n01440764", *(f"n01440764_{i}.JPEG" for i in range(3)))
-    message = r"20 photographs in a row cannot be decoded, the last n01440764/n01440764_\d\.JPEG"
+    message = r"20 photographs in a row cannot be decoded, the last .*train/n01440764/n01440764_\d\.JPEG: unpack"
     with pytest.warns(match="skipped: "), pytest.raises(InputError, match=message):
         next(iter(imagenet(tmp_path, batch_size=3, skip_corrupt=True).train_dataloader()))
 
@@ -456,7 +493,7 @@ def test_a_damaged_image_is_named_in_one_line(tmp_path, num_workers, content):
         list(loader)
     message = str(caught.value)
     assert message.startswith(f"{path} cannot be decoded (")
-    assert message.endswith("): unpack it again from ImageNet's archive; --data.skip_corrupt true trains without it")
+    assert message.endswith("): unpack it again from the data set's archive")
     assert "\n" not in message
 
 

@@ -348,6 +348,8 @@ def test_a_mixture_costs_real_experts_and_their_mixing():
         (dict(num_experts=0), "num_experts=0: .* at least one"),
         *((dict(temperature=value), f"temperature={value}: .* positive") for value in BAD_TEMPERATURES),
         (dict(gate_grad="tanh"), "gate_grad is one of softmax, sigmoid; got 'tanh'"),
+        (dict(padding="full"), "padding is one of same, valid; got 'full'"),
+        (dict(padding="same", stride=2), "padding='same' needs stride 1, not 2"),
         (dict(routing="soft"), "routing is one of winner, mixture; got 'soft'"),
         (dict(rescale=True, out_channels=7), "rescale has 7 // 8 hidden channels"),
     ],

@@ -6,6 +6,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch._dynamo.backends.debugging import aot_eager
 from torch.nn import functional as F
 
 from networks.expert_binary import ExpertBinaryConv2d, expert_layers, routed
@@ -166,10 +167,63 @@ def test_which_scheme(monkeypatch):
     assert not per_expert_pays(meta, 1 << 20)
     with torch.no_grad():
         assert per_expert_pays(x, 1)
-    device = type("Tensor", (), {"is_meta": False, "device": torch.device("cuda")})()
-    assert not per_expert_pays(device, 1 << 20)
+    on_gpu = type("Tensor", (), {"is_meta": False, "device": torch.device("cuda")})()
+    assert not per_expert_pays(on_gpu, 1 << 20)
+    with torch.no_grad():  # as a training step asks its teacher
+        assert not per_expert_pays(on_gpu, 1 << 20)
     with torch.inference_mode():
-        assert per_expert_pays(device, 1)
+        assert per_expert_pays(on_gpu, 1)
+
+
+def test_the_layer_goes_by_the_size_of_one_kernel(monkeypatch):
+    schemes = []
+
+    def record(*arguments):
+        schemes.append(arguments[-1])
+        return routed_conv2d(*arguments)
+
+    monkeypatch.setattr("networks.expert_binary.layers.routed_conv2d", record)
+    for channels in (64, 128):  # 36,864 and 73,728 numbers, of four experts more than 2^16 both
+        ExpertBinaryConv2d(64, channels, 3)(torch.randn(2, 64, 3, 3))
+    assert schemes == [False, True]
+
+
+def test_few_gradients_of_kernels_are_made_at_once(monkeypatch):
+    monkeypatch.setattr(routed, "AT_ONCE", 3 * 8 * 4 * 9 + 1)
+    made, residual = [], routed._residual
+
+    def record(x, *arguments):
+        made.append(len(x))
+        return residual(x, *arguments)
+
+    monkeypatch.setattr(routed, "_residual", record)
+    arguments = inputs((9, 8, 7, 5), (6, 8, 4, 3, 3), [0, 5, 0, 0, 0, 0, 0, 0, 0])
+    assert_same(arguments, Geometry((1, 1), (1, 1), (1, 1), 2), True, True, 1e-12)
+    assert made == [3, 3, 2, 1]
+    monkeypatch.setattr(routed, "AT_ONCE", 1)
+    assert_same(arguments, Geometry((1, 1), (1, 1), (1, 1), 2), True, True, 1e-12)
+    assert made[4:] == [1] * 9
+
+
+def test_without_values_a_layer_can_be_followed_and_exported():
+    layer = ExpertBinaryConv2d(8, 16, 3, padding=1).eval()
+    x = torch.randn(5, 8, 6, 6)
+    with torch.no_grad():
+        exported = torch.export.export(layer, (x,), strict=False)
+        assert torch.allclose(exported.module()(x), layer(x), atol=1e-5)
+
+
+def test_functional_gradients():
+    layer, x = layer_and_images()
+    parameters = dict(layer.named_parameters())
+
+    def loss(parameters):
+        return torch.func.functional_call(layer, parameters, x).square().mean()
+
+    found = torch.func.grad(loss)(parameters)
+    expected = torch.autograd.grad(loss(parameters), list(parameters.values()))
+    for name, value in zip(parameters, expected, strict=True):
+        assert torch.allclose(found[name], value)
 
 
 def layer_and_images(**options):
@@ -224,22 +278,25 @@ def test_channels_last_comes_out_as_it_went_in(per_expert, kernel):
 @SCHEMES
 @STEPS
 @pytest.mark.parametrize("kernel", [1, 3])
-def test_autocast_computes_in_bfloat16_and_compares_experts_in_float32(per_expert, binary, kernel):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_computes_in_its_dtype_and_compares_experts_in_float32(per_expert, binary, kernel, dtype):
     arguments = inputs((6, 8, 6, 5), (4, 16, 8, kernel, kernel), [0, 3, 1, 0, 3, 0], torch.float32)
     geometry = Geometry((1, 1), (kernel // 2,) * 2, (1, 1), 1)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", dtype):
         y = routed_conv2d(*arguments, geometry, binary, per_expert)
         expected = literal(*arguments, geometry, binary)
-    assert y.dtype == expected.dtype == torch.bfloat16
+        other = torch.float16 if dtype == torch.bfloat16 else torch.bfloat16
+        assert torch.equal(routed_conv2d(arguments[0].to(other), *arguments[1:], geometry, binary, per_expert), y)
+    assert y.dtype == expected.dtype == dtype
     assert torch.equal(y, expected)  # of quarters and few taps: exact
-    upstream = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
+    upstream = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
     found = torch.autograd.grad(y, arguments, upstream)
     assert [g.dtype for g in found] == [torch.float32] * 3
     exact = literal(*arguments, geometry, binary)
     for a, b in zip(found, torch.autograd.grad(exact, arguments, upstream.float()), strict=True):
         assert (a - b).abs().max() <= 0.02 * b.abs().max()
     double = [t.detach().double() for t in arguments]
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", dtype):
         assert routed_conv2d(*double, geometry, binary, per_expert).dtype == torch.float64
 
 
@@ -259,7 +316,13 @@ def test_compiled(small, monkeypatch):
     torch.compiler.reset()
     layer, x = layer_and_images(temperature=2.0)
     network = nn.Sequential(nn.BatchNorm2d(8), layer, nn.PReLU(16))
-    compiled = torch.compile(network, backend="aot_eager", fullgraph=small > 0)
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return aot_eager(graph, inputs)
+
+    compiled = torch.compile(network, backend=backend, fullgraph=small > 0)
     results = []
     for run in (network, compiled):
         network.zero_grad()
@@ -268,5 +331,9 @@ def test_compiled(small, monkeypatch):
         results.append([y, *(p.grad for p in network.parameters())])
     for a, b in zip(*results, strict=True):
         assert torch.allclose(a, b, rtol=1e-5, atol=1e-6)
+    made = len(graphs)
+    for _ in range(3):  # another routing is not another graph
+        compiled(x + torch.randn(8, 8, 1, 1))
+    assert len(graphs) == made
     with torch.no_grad():
         assert torch.equal(torch.compile(network.eval(), backend="aot_eager")(x), network(x))
