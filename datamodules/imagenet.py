@@ -160,5 +160,4 @@ class ImageNet(DataModule):
                 f"{folder} has {len(classes)} classes and {len(names)} images, not {self.num_classes} and "
                 f"{IMAGES[split]}: complete it, or take this part as it is with --data.check_integrity false"
             )
-        names_, labels_ = np.array(names), np.array(labels)
-        return Photographs(folder, names_, labels_, self.input_size, decode, transform, skip_corrupt)
+        return Photographs(folder, np.array(names), np.array(labels), self.input_size, decode, transform, skip_corrupt)
