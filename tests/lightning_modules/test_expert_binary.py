@@ -14,7 +14,7 @@ from callbacks import Distillation, ExactResume, LastCheckpoint, LayerMonitor, T
 from datamodules import Digits
 from lightning_modules import Biprop, Classifier, ExpertBinary
 from networks import InputError
-from networks.expert_binary import STEPS, layers
+from networks.expert_binary import STEPS, layers, routed
 
 NET = dict(blocks=[1, 1, 1, 1], expansion=0.125, groups=[1, 1, 2, 2], stem="cifar", deep=False)
 ORDERS = {  # of steps that may begin with the weights of others: those before, by whether there is more than one expert
@@ -203,7 +203,8 @@ class Kernels:
 
     def __init__(self, monkeypatch):
         self.seen = []
-        monkeypatch.setattr(layers, "F", SimpleNamespace(conv2d=self.conv2d))
+        for module in (layers, routed):
+            monkeypatch.setattr(module, "F", SimpleNamespace(conv2d=self.conv2d))
 
     def conv2d(self, x, kernel, *args):
         self.seen.append((x.detach(), kernel.detach()))
@@ -224,18 +225,20 @@ def test_from_experts_to_binary_no_parameter_changes_and_kernels_are_signs(exper
         seen.clear()
         with torch.no_grad():
             module.train(training)(inputs())
-        assert len(seen) == len(module.layers) == 8
-        for (x, kernel), (name, layer) in zip(seen, module.layers.items(), strict=True):
+        assert len(module.layers) == 8
+        assert {layer.step for layer in module.layers.values()} == {"binary"}
+        # One convolution for each expert in use, in their order.
+        used = [(name, expert) for name in module.layers for expert in chosen[name].unique().tolist()]
+        for (x, kernel), (name, expert) in zip(seen, used, strict=True):
             assert set(x.unique().tolist()) == set(kernel.unique().tolist()) == {-1, 1}
-            expected = signs(after[f"network.{name}.weight"])[chosen[name]]
-            assert torch.equal(kernel.view_as(expected), expected)
-            assert layer.step == "binary"
+            assert torch.equal(kernel, signs(after[f"network.{name}.weight"][expert]))
     assert sum(len(set(winners.tolist())) > 1 for winners in chosen.values()) >= 4
     before = build("experts", seed=8)
     before.load_state_dict(after)
     seen.clear()
     with torch.no_grad():
         before.eval()(inputs())
+    assert len(seen) >= 8
     assert all(set(x.unique().tolist()) == {-1, 1} and kernel.unique().numel() > 100 for x, kernel in seen)
 
 
