@@ -82,7 +82,7 @@ def main() -> None:
         return
     header()
     built = {name: make(options.folder) for name, make in ALTERNATIVES.items()}
-    compare(f"a batch of {BATCH} photographs", built, rounds=20)
+    compare(f"a batch of {BATCH} photographs", built, rounds=80)
     print("\nwith one worker, photographs a second")
     print(f"  {'timm, by default':<42} {rate(timms(options.folder, True, num_workers=1)):9.0f}")
     print(f"  {'frugal, backend tensor':<42} {rate(ours(options.folder, 'tensor', num_workers=1)):9.0f}")

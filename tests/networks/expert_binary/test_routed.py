@@ -160,7 +160,7 @@ def test_an_empty_batch_is_evaluated():
     assert routed_conv2d(x, experts, phi, Geometry((2, 2), (1, 1), (1, 1), 2), True, True).shape == (0, 8, 4, 3)
 
 
-def test_which_scheme(monkeypatch):
+def test_which_scheme():
     x, meta = torch.empty(2, 3, 4, 4), torch.empty(2, 3, 4, 4, device="meta")
     assert not per_expert_pays(x, 1 << 16)
     assert per_expert_pays(x, (1 << 16) + 1)
