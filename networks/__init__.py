@@ -1,6 +1,6 @@
 """Networks, layers and surgery in pure PyTorch. Importing it registers every architecture with timm."""
 
-from networks import binarize, biprop, bits, complexity, expert_binary, registry, surgery
+from networks import binarize, biprop, bits, complexity, epitome, expert_binary, registry, surgery
 from networks.errors import InputError
 from networks.registry import create
 
@@ -11,6 +11,7 @@ __all__ = [
     "bits",
     "complexity",
     "create",
+    "epitome",
     "expert_binary",
     "registry",
     "surgery",

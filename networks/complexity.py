@@ -37,7 +37,8 @@ class Cost:
         bops: multiply-adds of one bit by one bit.
         kept_flops, kept_bops: those of `flops` and `bops` on weights that are kept; all where nothing is pruned.
         overhead_flops: side work that an ordinary layer does not have (gates, wrapping); not in `flops`.
-        size_bits: stored bits: parameters by their width, masks, gains, running statistics of normalisation.
+        routing_floats: stored positions of epitomes; not in `params`.
+        size_bits: stored bits: parameters by their width, masks, gains, positions, running statistics of normalisation.
     """
 
     params: int | None = 0
@@ -48,6 +49,7 @@ class Cost:
     kept_flops: int | None = 0
     kept_bops: int | None = 0
     overhead_flops: int | None = 0
+    routing_floats: int | None = 0
     size_bits: int | None = 0
 
     def __add__(self, other: "Cost") -> "Cost":
@@ -198,7 +200,7 @@ class _Ledger(TorchDispatchMode):
         if deployed_cost:
             cost = deployed_cost(*args, *kwargs.values(), output)
             if module in self.deployed:  # a further call computes again and stores nothing more
-                stored = dict(params=0, dense_params=0, binary_params=0, size_bits=0)
+                stored = dict(params=0, dense_params=0, binary_params=0, routing_floats=0, size_bits=0)
                 cost = self.deployed[module] + replace(cost, **stored)
             self.deployed[module] = cost
 
@@ -266,7 +268,7 @@ def _table(report: Report) -> str:
     twins = {"dense_params": "params", "kept_flops": "flops", "kept_bops": "bops"}
     shown = [
         name
-        for name in [*columns, "size_bits"]
+        for name in [*columns, "routing_floats", "size_bits"]
         if getattr(report, name) != 0 and getattr(report, name) != getattr(report, twins.get(name, ""), -1)
     ]
 
