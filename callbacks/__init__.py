@@ -11,6 +11,7 @@ from callbacks.last_checkpoint import LastCheckpoint
 from callbacks.layer_monitor import LayerMonitor
 from callbacks.predictions import PredictionWriter
 from callbacks.progress import ProgressBar
+from callbacks.sampling_map import SamplingMap
 from callbacks.temperature import TemperatureAnnealing
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "LayerMonitor",
     "PredictionWriter",
     "ProgressBar",
+    "SamplingMap",
     "TemperatureAnnealing",
     "TrainingCurves",
 ]

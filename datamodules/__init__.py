@@ -2,6 +2,7 @@
 
 from datamodules.cifar import CIFAR
 from datamodules.digits import Digits
+from datamodules.esc50 import ESC50
 from datamodules.imagenet import ImageNet
 
-__all__ = ["CIFAR", "Digits", "ImageNet"]
+__all__ = ["CIFAR", "ESC50", "Digits", "ImageNet"]

@@ -2,6 +2,7 @@
 
 from lightning_modules.biprop import Biprop
 from lightning_modules.classifier import Classifier
+from lightning_modules.epitome import Epitome
 from lightning_modules.expert_binary import ExpertBinary
 
-__all__ = ["Biprop", "Classifier", "ExpertBinary"]
+__all__ = ["Biprop", "Classifier", "Epitome", "ExpertBinary"]

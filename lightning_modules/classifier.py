@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import torch
 from pytorch_lightning import LightningModule
-from pytorch_lightning.cli import OptimizerCallable
+from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from pytorch_lightning.utilities import rank_zero_info
 from timm.data import Mixup
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from lightning_modules import initial
 from networks import InputError
 from networks.errors import mismatch
 
-Schedule = Literal["cosine", "steps", "constant"]
+Schedule = Literal["cosine", "steps", "constant"] | LRSchedulerCallable
 Network = Any  # str | nn.Module; spelled out, --help would list every module of torch
 LossTerm = Callable[[Any, Tensor], Tensor]  # (batch, outputs) -> loss
 
@@ -39,8 +39,8 @@ class Classifier(LightningModule):
         input_size: size of one input, (C, H, W) or (C, T); the command takes it from the data.
         network_args: arguments for a network given by name, such as {"width": 0.5}.
         optimizer: builds the optimiser from parameter groups.
-        schedule: "cosine" from the optimiser's rate to 0 over trainer.max_epochs, "steps", or "constant"; changes every
-            epoch.
+        schedule: "cosine" from the optimiser's rate to 0 over trainer.max_epochs, "steps", or "constant"; or a class of
+            torch's or lightning_modules.schedules.StepDecay. It changes every epoch.
         drop_epochs: with "steps", epochs from which on the rate is a tenth of what it was, warm-up included.
         warmup_epochs: w epochs before that with rate * (epoch + 1) / w.
         label_smoothing: mass spread evenly over the classes, in evaluation's loss too.
@@ -72,9 +72,12 @@ class Classifier(LightningModule):
         initial_checkpoint: str | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["optimizer"] if isinstance(network, str) else ["optimizer", "network"])
+        objects = {"optimizer": optimizer, "schedule": schedule, "network": network}
+        self.save_hyperparameters(ignore=[name for name, value in objects.items() if not isinstance(value, str)])
         if warmup_epochs < 0 or not 0 <= label_smoothing <= 1:
             raise InputError(f"{warmup_epochs=} must not be negative, {label_smoothing=} must lie in 0 to 1")
+        if warmup_epochs and not isinstance(schedule, str):
+            raise InputError(f"{warmup_epochs=} belong to the schedules by name: give them to the schedule itself")
         if not 0 <= mixup_alpha < math.inf:
             raise InputError(f"{mixup_alpha=} must not be negative")
         if bool(drop_epochs) != (schedule == "steps"):
@@ -180,8 +183,16 @@ class Classifier(LightningModule):
         return {"probabilities": self._outputs(inputs).softmax(-1), "targets": targets}
 
     def _outputs(self, inputs: Tensor) -> Tensor:
-        """Logits in evaluation, where a process may have no share of the last batch; not every network takes that."""
-        return self(inputs) if len(inputs) else inputs.new_zeros(0, self.num_classes)
+        """Logits in evaluation; of several crops (N, crops, *input_size) the logarithms of mean probabilities.
+
+        A process may have no share of the last batch, and not every network takes that.
+        """
+        if not len(inputs):
+            return inputs.new_zeros(0, self.num_classes)
+        if inputs.ndim == len(self.input_size) + 1:
+            return self(inputs)
+        each = [self(crop).log_softmax(-1) for crop in inputs.unbind(1)]
+        return torch.stack(each).logsumexp(0) - math.log(len(each))
 
     def _evaluate(self, stage: str, batch: Any) -> None:
         inputs, targets = batch
@@ -204,16 +215,30 @@ class Classifier(LightningModule):
         """Whether weight decay acts on a trained parameter; a method overrides it where its paper says so."""
         return True
 
+    def rate_factor(self, name: str, parameter: nn.Parameter) -> float:
+        """By which the learning rate of a trained parameter is multiplied; a method overrides it."""
+        return 1.0
+
     def configure_optimizers(self) -> Any:
-        trained = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
-        decayed = [p for name, p in trained if self.decays(name, p)]
-        others = [p for name, p in trained if not self.decays(name, p)]
-        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
-        optimizer = self.optimizer([group for group in groups if group["params"]])
+        groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                kind = self.decays(name, parameter), self.rate_factor(name, parameter)
+                groups.setdefault(kind, []).append(parameter)
+        kinds = sorted(groups, reverse=True)
+        given: list[dict[str, Any]] = [
+            {"params": groups[decays, factor], **({} if decays else {"weight_decay": 0.0})} for decays, factor in kinds
+        ]
+        optimizer = self.optimizer(given)
+        for group, (_, factor) in zip(optimizer.param_groups, kinds, strict=True):
+            group["lr"] = group["lr"] * factor
         if (self.schedule == "constant" and not self.warmup_epochs) or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return optimizer
-        epochs = self.trainer.max_epochs or 0
-        scheduler = warmup_then(self.schedule, optimizer, epochs, self.warmup_epochs, self.drop_epochs)
+        if isinstance(self.schedule, str):
+            epochs = self.trainer.max_epochs or 0
+            scheduler = warmup_then(self.schedule, optimizer, epochs, self.warmup_epochs, self.drop_epochs)
+        else:
+            scheduler = self.schedule(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
 
     def on_train_start(self) -> None:

@@ -42,6 +42,7 @@ class EpitomeLayer(nn.Module):
         bias: (O,), or None.
     """
 
+    axis: int  # of the epitome, that is sampled
     epitome: nn.Parameter
     positions: Tensor | None
     bias: nn.Parameter | None
@@ -114,6 +115,11 @@ class EpitomeLayer(nn.Module):
         with torch.enable_grad():
             epitome = torch.zeros_like(self.epitome, requires_grad=True)
             return torch.autograd.grad(self.sample(epitome, self.route()).sum(), epitome)[0]
+
+    def reads(self) -> Tensor:
+        """How often the entries along the sampled axis are read, on the mean over the others, (n,)."""
+        coverage = self.coverage()
+        return coverage.mean([dim for dim in range(coverage.ndim) if dim != self.axis])
 
     @torch.no_grad()
     def freeze(self) -> None:

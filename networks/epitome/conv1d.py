@@ -16,9 +16,9 @@ class EpitomeConv1d(EpitomeLayer):
     """nn.Conv1d whose N filters are overlapping windows of one condensed filter Phi (M* x L*).
 
     K[n, c, l] = Phi[c mod M*, t_n + l], with M* = ceil(M / C), L* = L + (N - 1) * S and t_n = n * S + delta_n. With all
-    delta_n = 0 that is WSNet (Jin et al., ICML 2018, arXiv 1711.10067), bit for bit; learned delta_n are NES's learnable
-    stride. Windows are clamped to Phi, positions straight through; all channels and repeats share them, so that the C
-    blocks of input channels are added up before one convolution ("reuse").
+    delta_n = 0 that is WSNet (Jin et al., ICML 2018, arXiv 1711.10067), bit for bit; learned delta_n are NES's
+    learnable stride. Windows are clamped to Phi, positions straight through; all channels and repeats share them, so
+    that the C blocks of input channels are added up before one convolution ("reuse").
 
     Args:
         in_channels (M), out_channels (N), kernel_size (L), stride, padding, dilation, bias: as in nn.Conv1d.
@@ -38,6 +38,7 @@ class EpitomeConv1d(EpitomeLayer):
         InputError: a stride, repeats or shrink that cannot be, or a Phi that is larger than the weight.
     """
 
+    axis = 1
     starts: Tensor
 
     def __init__(
@@ -102,10 +103,13 @@ class EpitomeConv1d(EpitomeLayer):
     def sample(self, epitome: Tensor, positions: Tensor | None) -> Tensor:
         return self.filters(epitome, positions).repeat(1, self.repeats, 1)[:, : self.in_channels]
 
-    def starts_of(self) -> Tensor:
-        """Where the window of each filter begins in Phi, (N,)."""
-        floor, fraction = self._cell(self.route())
-        return floor + fraction
+    def offsets(self) -> Tensor | None:
+        """How far the window of each filter is from its start, (N,), in entries of Phi; None where none can move."""
+        positions = self.route()
+        if positions is None:
+            return None
+        floor, fraction = self._cell(positions)
+        return floor + fraction - self.starts
 
     def forward(self, x: Tensor) -> Tensor:
         positions = self.route(x)
@@ -121,7 +125,7 @@ class EpitomeConv1d(EpitomeLayer):
         layer = nn.Conv1d(
             self.in_channels,
             self.out_channels,
-            self.kernel_size,  # type: ignore[arg-type]
+            self.kernel_size,
             self.stride,
             self.padding,
             self.dilation,
@@ -131,7 +135,7 @@ class EpitomeConv1d(EpitomeLayer):
         return self._fill(layer)  # type: ignore[return-value]
 
     def deployed_cost(self, x: Tensor, y: Tensor) -> Cost:
-        """Multiply-adds of the one convolution behind the added-up channels; `product_map_flops` counts further reuse."""
+        """Multiply-adds of the one convolution behind the added-up channels, without product maps."""
         (length,), rows = self.kernel_size, len(self.epitome)
         flops = y.numel() * rows * length
         return self._cost(self.out_channels * self.in_channels * length, flops, x.shape[-1] * (self.in_channels - rows))
@@ -150,8 +154,8 @@ def integral_map_conv1d(
     """WSNet's convolution without repeated products: an integral map of the product map (Jin et al. 2018).
 
     P[u, j] = <x[:, u], phi[:, j]>, I[u, j] = I[u-1, j-1] + P[u, j], and filter n at window start t gives
-    I[t+L-1, n*S+L-1] - I[t-1, n*S-1]. That takes T * L* * M* multiply-adds instead of T' * N * L * M*. For reference
-    and counting: on real hardware the convolution with gathered filters is far faster.
+    I[t+L-1, n*S+L-1] - I[t-1, n*S-1]. That takes T * L* * M* multiply-adds instead of T' * N * L * M*. It is for
+    reference: on real hardware the convolution with gathered filters is far faster.
 
     Args:
         x: (B, M*, T), padded, with repeated channels added up.

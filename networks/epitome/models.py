@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import timm
-import torch
 from torch import nn
 
 from networks.epitome.base import Positions

@@ -2,7 +2,6 @@
 
 import math
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -95,10 +94,11 @@ class Layer(nn.Module):
 
 
 class SoundNet8ESC50(nn.Module):
-    """SoundNet-8 for 5 s clips, which WSNet compresses: its kernels and filters, pooling behind all layers but the last.
+    """SoundNet-8 for 5 s clips, which WSNet compresses: its kernels and filters, and more poolings.
 
-    Pool kernels 8 behind the first four and 4 behind the others, of stride 2; mean over time and a linear layer. The
-    pooling and padding are remembered, the head is ours: WSNet's text could not be read.
+    Poolings of stride 2 stand behind all layers but the last, with kernels of 8 behind the first four and of 4 behind
+    the others; then come the mean over time and a linear layer. Pooling and padding are remembered, and the head is
+    ours: WSNet's text could not be read.
 
     Args:
         num_classes: outputs; 0 gives pooled features.
@@ -138,7 +138,7 @@ def wsnet_esc50(
     num_classes: int = 50,
     in_chans: int = 1,
 ) -> nn.Module:
-    """SoundNet8ESC50 with condensed filters: WSNet, or with learned offsets NES's learnable stride (NES Tables 1 and 5).
+    """SoundNet8ESC50 with condensed filters: WSNet, or with learned offsets NES (its Tables 1 and 5).
 
     `wsnet_esc50_ws25` and `wsnet_esc50_ws45` have our presets for WSNet's 25x and 45x: 542,424 and 296,472 instead of
     14,345,216 weights.

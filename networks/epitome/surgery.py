@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +57,14 @@ class WindowRule:
 
 
 AnyRule = Rule | WindowRule
+
+
+def as_rule(given: AnyRule | Mapping[str, Any]) -> AnyRule:
+    """A rule, also from its fields as plain types."""
+    if isinstance(given, Rule | WindowRule):
+        return given
+    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    return (Rule if fields.keys() & {"share", "multiplier"} else WindowRule)(**fields)
 
 
 def apply(network: nn.Module, rules: Sequence[AnyRule] | float = 0.5, **options: Any) -> list[str]:
@@ -114,7 +122,7 @@ def materialise(network: nn.Module) -> list[str]:
     Returns:
         Dotted names of the layers.
     """
-    return surgery.replace(network, lambda layer: layer.materialise(), LAYERS)  # type: ignore[operator, union-attr]
+    return surgery.replace(network, lambda layer: layer.materialise(), LAYERS)  # type: ignore[operator]
 
 
 def _plan(network: nn.Module, rules: Sequence[AnyRule]) -> dict[str, tuple[AnyRule, dict[str, Any]]]:
@@ -164,13 +172,13 @@ def _epitome(layer: nn.Module, arguments: dict[str, Any], options: dict[str, Any
     else:
         names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation")
         geometry = [getattr(layer, name) for name in names]
-        kind = EpitomeConv1d if isinstance(layer, nn.Conv1d) else EpitomeConv2d
-        new = kind(*geometry, layer.bias is not None, **given)  # type: ignore[operator]
+        kind: Any = EpitomeConv1d if isinstance(layer, nn.Conv1d) else EpitomeConv2d
+        new = kind(*geometry, layer.bias is not None, **given)
     with torch.no_grad():
         values = weight.detach().flatten()[: new.epitome.numel()].clone()
         new.epitome = nn.Parameter(values.view(new.epitome.shape))
         if new.bias is not None:
-            new.bias = nn.Parameter(layer.bias.detach().clone())  # type: ignore[operator, union-attr]
+            new.bias = nn.Parameter(layer.bias.detach().clone())  # type: ignore[operator]
     return new
 
 
