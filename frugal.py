@@ -12,13 +12,14 @@ COMMANDS = {
     "predict": ("write a CSV of labels and probabilities for the test data", "commands.train"),
     "seeds": ("train and test a config with several seeds: mean and standard error", "commands.seeds"),
     "steps": ("train and test a config after all the configs that it starts from", "commands.steps"),
+    "cross-validate": ("train and test a config on each fold of its data", "commands.cross_validate"),
     "export": ("write a ticket to a file: frugal export CHECKPOINT --ticket FILE", "commands.export"),
     "count": ("show what a network costs: parameters, FLOPs, BOPs, stored bits", "commands.count"),
 }
 
 
 def usage() -> str:
-    lines = [f"  {name:<10} {summary}" for name, (summary, _) in COMMANDS.items()]
+    lines = [f"  {name:<14} {summary}" for name, (summary, _) in COMMANDS.items()]
     return "\n".join(
         [
             "usage: frugal COMMAND [OPTIONS]",

@@ -7,6 +7,7 @@ import signal
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -65,12 +66,9 @@ def run_all(configs: list[str], overrides: list[str], seeds: list[int], results:
     given = [part for config in configs for part in ("-c", config)] + overrides
     folders = {seed: run_folder(configs, seed) for seed in seeds}
     for seed, folder in folders.items():
-        train_and_test(seed, folder, given)
+        train_and_test(f"seed {seed}", folder, [*given, "--seed_everything", str(seed)])
     result = summary(configs, overrides, folders)
-    path = results / f"{config_path(configs)}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    print(path)
+    write(result, configs, results)
     return result
 
 
@@ -81,25 +79,30 @@ def _seeds(text: str) -> list[int]:
     return seeds
 
 
-def train_and_test(seed: int, folder: Path, given: list[str]) -> None:
-    """Bring one seed's run to its end, from wherever it is."""
-    given = [*given, "--seed_everything", str(seed)]
-    command(seed, "fit", *given, "--ckpt_path", "last")
+def train_and_test(run: str, folder: Path, given: list[str]) -> None:
+    """Bring a run to its end, from wherever it is.
+
+    Args:
+        run: what it is called in messages.
+        folder: of the run.
+        given: options of `fit` and `test`.
+    """
+    command(run, "fit", *given, "--ckpt_path", "last")
     lengths = {yaml.safe_load(path.read_text())["trainer"]["max_epochs"] for path in folder.glob("config.yaml*")}
     if len(lengths) > 1:
         raise InputError(
             f"{folder} was trained with different trainer.max_epochs, {sorted(lengths)}: no single recipe gives its "
             "result; rename the folder, and the same command trains anew"
         )
-    command(seed, "test", *given)
+    command(run, "test", *given)
 
 
-def command(seed: int, *arguments: str) -> None:
+def command(run: str, *arguments: str) -> None:
     """Run a subcommand, and end with it where it fails or is stopped."""
-    print(f"seed {seed}: {arguments[0]}", flush=True)
+    print(f"{run}: {arguments[0]}", flush=True)
     status = process(*arguments)
     if status < 0 or status > 2:  # by a signal; what cannot work has said so
-        print(f"seed {seed} has stopped; the same command goes on from there", file=sys.stderr)
+        print(f"{run} has stopped; the same command goes on from there", file=sys.stderr)
     if status:
         sys.exit(status if status > 0 else 128 - status)
 
@@ -124,14 +127,29 @@ def process(*arguments: str) -> int:
 def summary(configs: list[str], overrides: list[str], folders: dict[int, Path]) -> dict[str, Any]:
     """What the runs measured, with where and how."""
     runs = [{"seed": seed, **run(folder)} for seed, folder in folders.items()]
+    return {**described(configs, overrides), "seeds": list(folders), "metrics": spreads(runs), "runs": runs}
+
+
+def described(configs: list[str], overrides: list[str]) -> dict[str, Any]:
+    """What was run."""
     return {
         "config": Path(configs[0]).as_posix(),
         "overlays": [Path(config).as_posix() for config in configs[1:]],
         "overrides": overrides,
-        "seeds": list(folders),
-        "metrics": {name: spread([run["metrics"][name] for run in runs]) for name in runs[0]["metrics"]},
-        "runs": runs,
     }
+
+
+def spreads(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and standard error of each metric over runs."""
+    return {name: spread([run["metrics"][name] for run in runs]) for name in runs[0]["metrics"]}
+
+
+def write(result: dict[str, Any], configs: list[str], results: Path) -> None:
+    """Write a result to results/<path of the config>.json."""
+    path = results / f"{config_path(configs)}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    print(path)
 
 
 def run(folder: Path) -> dict[str, Any]:
@@ -160,9 +178,10 @@ def spread(values: list[float]) -> dict[str, Any]:
     return {"mean": statistics.fmean(values), "standard_error": error, "values": values}
 
 
-def table(result: dict[str, Any]) -> Table:
-    """A line for each metric."""
-    shown = Table("metric", "mean", "standard error", *(f"seed {seed}" for seed in result["seeds"]))
+def table(result: dict[str, Any], runs: Sequence[str] | None = None) -> Table:
+    """A line for each metric; `runs` are the names of the runs, by default their seeds."""
+    columns = [f"seed {seed}" for seed in result["seeds"]] if runs is None else runs
+    shown = Table("metric", "mean", "standard error", *columns)
     for name, values in result["metrics"].items():
         error = values["standard_error"]
         shown.add_row(

@@ -55,6 +55,7 @@ def main(arguments: list[str]) -> None:
     """Run one of Lightning's subcommands; `arguments` begin with its name."""
     warnings.filterwarnings("ignore", ".*does not have many workers.*")  # our data sets choose their own
     warnings.filterwarnings("ignore", ".*infer the batch indices.*")  # PredictionWriter asks the loader
+    warnings.filterwarnings("ignore", ".*Total length of `list` across ranks is zero.*")  # data without validation
     warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated")  # Lightning's own, with recent torch
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.msg)
     with ExitStack() as held:
@@ -69,6 +70,10 @@ def parse(arguments: list[str]) -> Namespace:
             pass
 
     return Parsed(arguments, run=False).config
+
+
+def _awaits_validation(callback: Any) -> bool:
+    return isinstance(callback, ModelCheckpoint) and str(callback.monitor).startswith("val/")
 
 
 class FrugalCLI(LightningCLI):
@@ -161,6 +166,8 @@ class FrugalCLI(LightningCLI):
         trainer = super().instantiate_trainer(**kwargs)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # unless a plugin was given
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        if not getattr(self.datamodule, "validates", True):  # then no epoch is the best one: last.ckpt is the result
+            trainer.callbacks = [c for c in trainer.callbacks if not _awaits_validation(c)]  # type: ignore[attr-defined]
         return trainer
 
     def _choose_folders(self, config: Namespace) -> None:

@@ -115,7 +115,7 @@ class ESC50(DataModule):
         self.crop = round(crop_seconds * sample_rate_hz)
         self.input_size = (1, self.crop)
         self.gain_db, self.shift, self.test_crops = gain_db, shift, test_crops
-        self.check_integrity = check_integrity
+        self.check_integrity, self.validates = check_integrity, val_fold is not None
         self._in_memory: np.ndarray | None = None  # clips, where no cache can be written
 
     def prepare_data(self) -> None:
@@ -141,7 +141,7 @@ class ESC50(DataModule):
 
     def val_dataloader(self) -> Any:
         """Batches of `val_fold`; without one there is nothing to validate, and Lightning skips it."""
-        return [] if self.val_fold is None else super().val_dataloader()
+        return super().val_dataloader() if self.validates else []
 
     def _read_list(self) -> list[Clip]:
         """The clips of this set, in the order of the list."""

@@ -63,7 +63,7 @@ def as_rule(given: AnyRule | Mapping[str, Any]) -> AnyRule:
     """A rule, also from its fields as plain types."""
     if isinstance(given, Rule | WindowRule):
         return given
-    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     return (Rule if fields.keys() & {"share", "multiplier"} else WindowRule)(**fields)
 
 
