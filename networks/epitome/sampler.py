@@ -33,7 +33,9 @@ def window_cell(positions: Tensor, last: int) -> Cell:
     one to the left, for there is no cell to the right.
     """
     inside = positions.detach().clamp(0, last)
-    floor = inside.floor().clamp(max=max(last - 1, 0))
+    if last == 0:  # nowhere to go
+        return Cell(torch.zeros_like(inside, dtype=torch.int64), 0 * positions)
+    floor = inside.floor().clamp(max=last - 1)
     return Cell(floor.long(), inside + (positions - positions.detach()) - floor)
 
 
@@ -53,7 +55,7 @@ def expand(x: Tensor, cell: Cell | None, length: int, dim: int) -> Tensor:
         blocks = [x] * (length // n)
         if length % n:
             blocks.append(x.narrow(dim, 0, length % n))
-        return torch.cat(blocks, dim) if len(blocks) > 1 else x
+        return torch.cat(blocks, dim) if len(blocks) > 1 else blocks[0]
     ramp = torch.arange(length, device=x.device)
     below = (cell.floor.repeat_interleave(n)[:length] + ramp) % n
     fraction = _along(cell.fraction.repeat_interleave(n)[:length], x, dim)
@@ -68,8 +70,6 @@ def fold(x: Tensor, cell: Cell | None, n: int, dim: int) -> Tensor:
     """
     dim %= x.ndim
     blocks = list(x.split(n, dim))
-    if len(blocks) == 1 and cell is None:
-        return x
     missing = n - blocks[-1].shape[dim]
     if missing:
         size = list(x.shape)
