@@ -131,7 +131,8 @@ def test_a_ratio_of_one_is_the_dense_layer(share):
 
 
 @pytest.mark.parametrize(
-    ("m", "channels", "rows"), [(0.7, 10, 7), (0.1, 30, 3), (0.18, 96, 18), (0.5, 7, 4), (1 / 3, 9, 3), (0.75, 144, 108)]
+    ("m", "channels", "rows"),
+    [(0.7, 10, 7), (0.1, 30, 3), (0.18, 96, 18), (0.5, 7, 4), (1 / 3, 9, 3), (0.75, 144, 108)],
 )
 def test_channels_round_up_without_the_noise_of_floats(m, channels, rows):
     assert EpitomeLinear(channels, 2, multiplier=m).epitome.shape == (2, rows)
