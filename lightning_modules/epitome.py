@@ -36,7 +36,8 @@ class Epitome(Classifier):
         num_classes, input_size, network_args, optimizer, schedule, drop_epochs, warmup_epochs, label_smoothing,
             mixup_alpha, initial_checkpoint: as in Classifier.
         rules: of networks without epitomes: a multiplier for all inner layers, which then share input channels, or a
-            list of networks.epitome.Rule and WindowRule; None is 0.5. See networks.epitome.apply.
+            list of networks.epitome.Rule and WindowRule; None is 0.5. An empty list leaves the network dense, for
+            baselines with the same recipe. See networks.epitome.apply.
         positions: of those layers: "none", "param", or "feature"; networks that come with epitomes have it among
             their network_args.
         quantize_bits: compute with epitomes on 2^bits levels; a trained network can be tested with it.
@@ -88,7 +89,7 @@ class Epitome(Classifier):
         if self.layers and (rules is not None or positions is not None):
             given = "rules" if rules is not None else "positions"
             raise InputError(f"the network has its epitomes already: drop model.{given}, or give network_args")
-        if not self.layers:
+        if not self.layers and chosen != []:
             networks.epitome.apply(self.network, 0.5 if chosen is None else chosen, positions=positions or "param")
         self.position_lr_factor = position_lr_factor
         if quantize_bits is not None:
@@ -103,7 +104,7 @@ class Epitome(Classifier):
         return epitome_layers(self.network)
 
     def configure_callbacks(self) -> list[Callback]:
-        return [LayerMonitor(), SamplingMap()]
+        return [LayerMonitor(), SamplingMap()] if self.layers else []
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
         """Weights alone: no scale, bias or other 1-D tensor (as in the authors' code), and no positions."""

@@ -15,6 +15,8 @@ from networks.errors import InputError, check_choice
 Share = Literal["out", "in"]
 Init = Literal["zero", "spread"]
 
+PAYS = 5
+
 
 def epitome_channels(multiplier: float, channels: int) -> int:
     """ceil(m * channels), with room for the rounding of floats: 0.7 * 10 is 7."""
@@ -61,14 +63,16 @@ class _ChannelLayer(EpitomeLayer):
     def _place_blocks(self, init: Init, depthwise_learner: bool) -> None:
         """Make a position along channels for each block, and two along space where the epitome is larger."""
         check_choice("init", init, Init)
-        n = self.epitome.shape[self.axis]
-        blocks = -(-self.size[self.axis] // n)
-        if self.source == "feature_authors" and blocks == 1:
+        n, whole = self.epitome.shape[self.axis], self.size[self.axis]
+        self.blocks = -(-whole // n)
+        self._saved = (1 - n / whole) * self.size[1 - self.axis]  # multiply-adds for each number that is moved
+        if self.source == "feature_authors" and self.blocks == 1:
             self.source = "none"  # as released
         if self.source == "feature_authors" and not self._flat():
             raise InputError("positions='feature_authors' are along channels alone: leave epitome_size out")
-        along = torch.arange(blocks) * (n / blocks if init == "spread" else 0.0)
-        initial = along if self._flat() else torch.stack([along, torch.zeros(blocks), torch.zeros(blocks)], 1)
+        along = torch.arange(self.blocks) * (n / self.blocks if init == "spread" else 0.0)
+        still = torch.zeros(self.blocks)
+        initial = along if self._flat() else torch.stack([along, still, still], 1)
         self._place(initial, self.size[1], 2, depthwise_learner)
 
     def _cell(self, positions: Tensor) -> Cell:
@@ -105,15 +109,24 @@ class _ChannelLayer(EpitomeLayer):
             weight = windows(weight, cell, self.size[dim], dim, self.axis)
         return weight
 
-    def reuses(self, positions: Tensor | None) -> bool:
-        """Whether this forward folds inputs or repeats outputs instead of making the weight."""
+    def reuses(self, positions: Tensor | None, x: Tensor) -> bool:
+        """Whether this forward folds inputs or repeats outputs instead of making the weight.
+
+        "auto" makes it where positions are not all 0: blending inputs or outputs moves more memory than blending the
+        weight. Else reuse pays wherever channels are whole planes. Where they are the innermost axis, its blocks are
+        short runs of memory, and it pays if it saves PAYS multiply-adds for each number and block (measured on two
+        cores, benchmarks/epitome.py).
+        """
         if self.execution != "auto" or not self._flat():
             return self.execution == "reuse" and self._flat()
-        return positions is None
+        if positions is not None:
+            return False
+        planes = self.channels == -3 and x.is_contiguous()
+        return planes or self._saved >= PAYS * self.blocks
 
     def forward(self, x: Tensor) -> Tensor:
         positions = self.route(x)
-        if not self.reuses(positions):
+        if not self.reuses(positions, x):
             return self.operate(x, self.sample(self.values(), positions), self.bias)
         cell = None if positions is None else self._cell(positions)
         if self.share == "in":
@@ -147,8 +160,8 @@ class EpitomeConv2d(_ChannelLayer):
         map_momentum: mu of the routing map with a learner; 0 keeps the last batch's positions, as released.
         depthwise_learner: a cheaper learner. Ours.
         quantize_bits: compute with the epitome on 2^bits levels; None is as stored.
-        execution: "materialised" makes the weight, "reuse" folds inputs or repeats outputs, with the same result.
-            "auto" takes reuse with positions "none", where it is never slower, and else makes the weight.
+        execution: "materialised" makes the weight, "reuse" folds inputs or repeats outputs, with the same result;
+            "auto" takes the faster, see `reuses`.
 
     Shape:
         x: (B, I, H, W); returns (B, O, H', W'). `epitome` is (o, I, eh, ew) or (O, i, eh, ew); `positions` are (R,), or

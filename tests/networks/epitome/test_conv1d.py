@@ -32,7 +32,7 @@ def literal_weight(layer):
     rows, columns = phi.shape
     weight = torch.empty(layer.out_channels, layer.in_channels, length, dtype=phi.dtype)
     for n in range(layer.out_channels):
-        t = n * layer.sampling_stride + (0 if layer.positions is None else float(layer.positions[n]))
+        t = n * layer.sampling_stride + (0 if layer.positions is None else layer.positions[n].item())
         t = min(max(t, 0), columns - length)
         for c in range(layer.in_channels):
             for i in range(length):
@@ -52,7 +52,7 @@ def test_without_offsets_it_is_wsnet_bit_for_bit(dtype):
     assert learned.weight.equal(weight)
     assert fixed.weight.equal(weight)
     x = torch.randn(2, 5, 20, dtype=dtype)
-    assert learned(x).equal(fixed(x))
+    torch.testing.assert_close(learned(x), fixed(x))  # the same weight in another layout may be summed in another order
     assert fixed.positions is None
 
 
@@ -135,6 +135,8 @@ def test_gradients(source, training, shrink):
     values = [p.detach().clone().requires_grad_() for p in layer.parameters()]
     if layer.learner is not None:
         layer.learner.norm1.momentum = 0.0
+        layer.starts.copy_(torch.tensor([0.6, 1.3, 2.4, 2.6]))  # where no offset crosses an integer or a bound
+        layer.learner.conv2.weight.data.mul_(0.01)
 
     def run(x, *values):
         return torch.func.functional_call(layer, dict(zip(names, values, strict=True)), (x,))

@@ -257,7 +257,7 @@ def test_positions_of_a_learner_lie_in_their_ranges():
 
 
 def test_the_released_learner_is_a_free_vector():
-    """Spec 5 (C): in training z is the last bias for any input, and c = z / ||z||; block r is c*E + (1-c)*roll(E, -1)."""
+    """Spec 5 (C): in training z is the last bias for any input, c = z / ||z||; a block is c*E + (1-c)*roll(E, -1)."""
     layer = make(EpitomeConv2d, 6, 4, 1, positions="feature_authors", map_momentum=0.0, bias=False, at=0.0)
     bias = torch.tensor([0.6, -0.3]).double()
     layer.learner.norm2.bias.data.copy_(bias)
@@ -358,10 +358,36 @@ def test_the_average_precision_of_positions_is_kept_under_autocast():
         (lambda: EpitomeConv2d(4, 4, 1, positions="learned"), "positions"),
         (lambda: EpitomeConv2d(4, 4, 1, map_momentum=1), "map_momentum=1"),
         (lambda: EpitomeConv2d(4, 4, 1, quantize_bits=0), "quantize_bits=0"),
-        (lambda: EpitomeConv2d(8, 4, 1, multiplier=0.1, epitome_size=(2, 2), positions="feature_authors"), "channels alone"),
+        (
+            lambda: EpitomeConv2d(8, 4, 1, multiplier=0.1, epitome_size=(2, 2), positions="feature_authors"),
+            "channels alone",
+        ),
         (lambda: EpitomeLinear(4, 4, execution="fast"), "execution"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_is_refused(make, what):
     with pytest.raises(InputError, match=what):
         make()
+
+
+def test_the_faster_execution_is_chosen():
+    wide = EpitomeConv2d(64, 64, 1, positions="none"), torch.randn(2, 64, 5, 5)
+    narrow = EpitomeConv2d(64, 18, 1, positions="none"), torch.randn(2, 64, 5, 5)
+    last = torch.channels_last
+    assert wide[0].reuses(None, wide[1])
+    assert wide[0].reuses(None, wide[1].to(memory_format=last))
+    assert narrow[0].reuses(None, narrow[1])
+    assert not narrow[0].reuses(None, narrow[1].to(memory_format=last))  # 9 saved for each input, in 2 blocks
+    assert not wide[0].reuses(torch.zeros(2), wide[1])
+    assert EpitomeLinear(64, 64, positions="none").reuses(None, torch.randn(2, 64))
+    assert not EpitomeLinear(64, 18, positions="none").reuses(None, torch.randn(2, 64))
+
+
+def test_channels_last_stays_and_gives_the_same():
+    for share in ("in", "out"):
+        layer = EpitomeConv2d(32, 32, 1, share=share, positions="none", bias=False)
+        x = torch.randn(2, 32, 5, 5).to(memory_format=torch.channels_last)
+        y = layer(x)
+        assert layer.reuses(None, x)
+        assert y.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(y, layer(x.contiguous()))
