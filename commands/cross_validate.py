@@ -96,7 +96,7 @@ def summary(configs: list[str], overrides: list[str], seed: int, folders: dict[i
 
 
 def confusion(paths: list[Path]) -> tuple[list[str], np.ndarray]:
-    """Class names, and how many samples of each class (rows) were taken for each (columns), of predictions.csv files."""
+    """Class names, and how many samples of each (rows) were taken for each (columns), of predictions.csv files."""
     pairs: list[tuple[str, str]] = []
     classes: list[str] = []
     for path in paths:

@@ -189,7 +189,10 @@ class ESC50(DataModule):
             if not _save(cache, clips):
                 self._in_memory = clips
                 return clips
-        clips = np.load(cache, mmap_mode="r", allow_pickle=False)
+        try:
+            clips = np.load(cache, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError):  # cut short
+            clips = np.empty(0)
         if clips.shape != (len(paths), self.length) or clips.dtype != np.int16:
             raise InputError(f"{cache} does not hold the clips: remove it, and it is made again")
         return clips
