@@ -15,7 +15,7 @@ from callbacks.sampling_map import SamplingMap
 from lightning_modules.classifier import Classifier, Network, Schedule
 from networks import InputError
 from networks.epitome import EpitomeLayer, epitome_layers
-from networks.epitome.base import Positions
+from networks.epitome.base import Positions, check_bits
 from networks.epitome.surgery import AnyRule, as_rule
 
 
@@ -84,6 +84,7 @@ class Epitome(Classifier):
         chosen = [as_rule(rule) for rule in rules] if isinstance(rules, list) else rules
         if isinstance(chosen, list):
             self.save_hyperparameters({"rules": [asdict(rule) for rule in chosen]})
+        check_bits(quantize_bits)
         if not position_lr_factor >= 0:
             raise InputError(f"{position_lr_factor=} must not be negative")
         if self.layers and (rules is not None or positions is not None):

@@ -7,8 +7,8 @@ from torch.optim.lr_scheduler import LambdaLR
 class StepDecay(LambdaLR):
     """Exponential steps behind a linear warm-up, stepped every epoch e = 0, 1, ...
 
-    lr(e) = start + e * (lr0 - start) / w for e < w, then lr0 * factor^floor(e / every): as timm's StepLRScheduler, in
-    closed form. EfficientNet's recipe; epochs of the decay count from 0.
+    lr(e) = start + e * (lr0 - start) / w for e < w, then lr0 * factor^floor(e / every): as timm's StepLRScheduler
+    without its warmup_prefix, in closed form. EfficientNet's recipe; epochs of the decay count from 0.
 
     Args:
         optimizer: its rate is lr0.

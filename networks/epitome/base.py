@@ -18,6 +18,12 @@ Positions = Literal["none", "param", "feature", "feature_authors"]
 Execution = Literal["auto", "materialised", "reuse"]
 
 
+def check_bits(quantize_bits: int | None) -> None:
+    """Refuse a width that is no width (InputError)."""
+    if quantize_bits is not None and not 1 <= quantize_bits <= 16:
+        raise InputError(f"{quantize_bits=} must lie in 1 to 16, or be None")
+
+
 def quantize(values: Tensor, bits: int) -> Tensor:
     """Values on 2^bits levels, evenly between the least and the largest; gradients go straight through.
 
@@ -55,8 +61,7 @@ class EpitomeLayer(nn.Module):
         check_choice("execution", execution, Execution)
         if not 0 <= map_momentum < 1:
             raise InputError(f"{map_momentum=} must be at least 0 and less than 1")
-        if quantize_bits is not None and not 1 <= quantize_bits <= 16:
-            raise InputError(f"{quantize_bits=} must lie in 1 to 16, or be None")
+        check_bits(quantize_bits)
         self.source, self.map_momentum = source, map_momentum
         self.quantize_bits, self.execution = quantize_bits, execution
         self.learner: IndexLearner | None = None
