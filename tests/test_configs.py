@@ -3,6 +3,7 @@
 import copy
 import functools
 import itertools
+import os
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -76,7 +77,8 @@ def test_builds_and_says_what_it_is(config):
 
 @pytest.mark.parametrize("base", BASES, ids=name)
 def test_a_base_is_included_and_runs_nothing_by_itself(base):
-    included = [path for path in base.parent.glob("*/*.yaml") if f"config: ../{base.name}\n" in path.read_text()]
+    below = [(path, os.path.relpath(base, path.parent)) for path in base.parent.rglob("*.yaml")]
+    included = [path for path, relative in below if f"config: {relative}\n" in path.read_text()]
     assert included
     assert not base.read_text().startswith("# frugal fit")
     assert "network" not in yaml.safe_load(base.read_text())["model"]["init_args"]

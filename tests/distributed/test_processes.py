@@ -62,3 +62,8 @@ def test_a_resumed_run_equals_a_straight_one_in_every_process(results):
 def test_experts_and_their_teacher_are_the_same_in_every_process(results):
     for result in results:
         assert [name for name, holds in result["experts"].items() if not holds] == []
+
+
+def test_routing_maps_are_the_same_in_every_process(results):
+    for result in results:
+        assert [name for name, holds in result["positions"].items() if not holds] == []

@@ -18,9 +18,10 @@ from torch import nn
 from callbacks import Distillation, ExactResume, LastCheckpoint, LayerMonitor
 from datamodules.base import DataModule
 from datamodules.images import Images
-from lightning_modules import Biprop, Classifier, ExpertBinary
+from lightning_modules import Biprop, Classifier, Epitome, ExpertBinary
 from networks.biprop import subnet_layers
 from networks.bits import random_signs
+from networks.epitome import EpitomeConv2d
 
 
 class Odd(DataModule):
@@ -139,6 +140,26 @@ def taught_experts(devices: int, folder: Path) -> dict[str, bool]:
     return holds
 
 
+def learned_positions(devices: int, folder: Path) -> dict[str, bool]:
+    """Epitomes whose positions come from what each process sees; and what holds of their routing maps."""
+    torch.manual_seed(int(os.environ.get("LOCAL_RANK", 0)))
+    layer = EpitomeConv2d(4, 6, 1, positions="feature", map_momentum=0.0)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), layer, nn.Flatten(), nn.Linear(216, 10))
+    seen: list[torch.Tensor] = []
+    assert layer.learner is not None
+    layer.learner.register_forward_hook(lambda module, args, z: seen.append(layer._from_learner(z).detach()))
+    module = Epitome(net, 10, (1, 8, 8))
+    trainer(devices, str(folder)).fit(module, datamodule=Odd(batch_size=4))
+    everyone = [seen[-1]] * devices
+    if devices > 1:
+        torch.distributed.all_gather_object(everyone, seen[-1])
+    return {
+        "own positions": devices == 1 or not torch.equal(*everyone),
+        "the map is their mean": torch.allclose(layer.routing_map, torch.stack(everyone).mean(0)),
+        "same maps and weights": same_everywhere(module),
+    }
+
+
 def predicted(runner: Trainer, module: Classifier, data: LightningDataModule) -> list[int]:
     """Which samples this process has predicted."""
     runner.predict(module, datamodule=data)
@@ -165,6 +186,7 @@ def main(devices: int, folder: str) -> None:
 
     result["tickets"] = {how: trained_ticket(devices, folder, how) for how in ("layer", "global")}
     result["experts"] = taught_experts(devices, Path(folder) / "experts")
+    result["positions"] = learned_positions(devices, Path(folder) / "positions")
     result["resumed equals straight"] = resumed_equals_straight(devices, Path(folder))
     if runner.is_global_zero:
         torch.save(result, Path(folder) / "result.pt")
