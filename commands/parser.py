@@ -1,5 +1,6 @@
 """The command line's parser: a mistake gets one line, with the nearest name that exists."""
 
+import argparse
 import difflib
 import functools
 import inspect
@@ -18,18 +19,35 @@ class Parser(LightningArgumentParser):
     """Lightning's parser, whose messages span many lines of union types."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:  # a parser of one of several types that a value may have: the next one is tried
+            raise argparse.ArgumentError(None, message) from ex
         parser = getattr(ex, "subcommand_parser", self)
-        sys.stderr.write(f"frugal: error: {_one_line(message)}{_suggestion(message, parser)}\n")
+        line = _one_line(message)
+        sys.stderr.write(f"frugal: error: {line}{_suggestion(line, parser)}\n")
         sys.exit(2)
 
 
+NOISE = re.compile(
+    r"Does not validate|Expected a path|Expected a <class 'NoneType'>|Problem with given|Subtypes:|Errors:|Given "
+)
+
+
 def _one_line(message: str) -> str:
-    key = re.search(r'Parser key "([^"]*)":\s*(.*)', message, re.DOTALL)
-    subject, text = (f"{key[1]}: ", key[2]) if key else ("", message)
-    reasons = re.findall(r"^\s*- ((?!Expected a path|Does not validate|Expected a <class 'NoneType'>).*)$", text, re.M)
-    text = reasons[0] if reasons else text
+    """The innermost reason of a nested message, with the keys that lead to it."""
+    lines = [(len(line) - len(line.lstrip(" -")), line.strip(" -")) for line in message.splitlines() if line.strip()]
+    found: list[tuple[int, str, list[tuple[int, str]]]] = []  # indentation, reason, keys above it
+    keys: list[tuple[int, str]] = []
+    for indent, line in lines:
+        keys = [(depth, key) for depth, key in keys if depth < indent]
+        key = re.match(r'Parser key "([^"]*)":\s*(.*)', line)
+        if key:
+            keys = [*keys, (indent, key[1])]
+            line = key[2]
+        if line and not NOISE.match(line):
+            found.append((indent, line, keys))
+    indent, text, keys = max(found, key=lambda reason: reason[0], default=(0, message, []))
     text = re.sub(r"<class '([\w.]*)'>", r"\1", text).replace("typing.", "")
-    return subject + " ".join(text.split())
+    return "".join(f"{'.'.join(key for _, key in keys)}: " for _ in keys[:1]) + " ".join(text.split())
 
 
 def _suggestion(message: str, parser: LightningArgumentParser) -> str:

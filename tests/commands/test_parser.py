@@ -60,3 +60,29 @@ def test_a_subclass_keeps_what_its_parent_was_given():
     assert type(cli.model) is Classifier
     assert cli.model.hparams["network"] == "conv2"
     assert settings["lr"] == 0.05
+
+
+RULES = ["--model", "Epitome", "--model.network", "conv2", "--model.rules"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ([*RULES, "[{patern: a}]"], "model.rules: Option 'patern' is not accepted"),
+        ([*RULES, "[{pattern: a, share: 2}]"], "model.rules.share: Expected a Literal['out', 'in']. Got value: 2"),
+        ([*RULES, "half"], "model.rules: Expected a float"),
+        ([*MODEL, "--model.train_nb", "1"], "model: Option 'train_nb' is not accepted; did you mean train_bn?"),
+        ([*MODEL, "--model.train_bn", "7"], "model.train_bn: Expected a bool. Got value: 7"),
+        (["--model", "Bipropp"], "model: Expected a dot import path string: Bipropp; did you mean Biprop?"),
+    ],
+)  # fmt: skip
+def test_a_mistake_gets_one_line_with_the_innermost_reason(arguments, line, capsys):
+    with pytest.raises(SystemExit) as stop:
+        FrugalCLI(arguments, run=False)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == f"frugal: error: {line}\n"
+
+
+def test_of_several_types_the_one_that_fits_is_taken():
+    rules = "[{pattern: linear.0, share: in, multiplier: [0.25]}, {pattern: convs.2}]"
+    assert list(FrugalCLI([*RULES, rules], run=False).model.layers) == ["convs.2", "linear.0"]
