@@ -63,7 +63,8 @@ def test_commands(clone, page):
         else:
             assert program == "frugal"
             line = " ".join(arguments)
-            if arguments[0] in ("fit", "seeds", "steps") and "digits" not in line and "-c" in line:
+            trains = arguments[0] in ("fit", "seeds", "steps", "cross-validate")
+            if trains and "digits" not in line and "-c" in line:
                 with torch.device("meta"):  # the data are not here, or it takes hours
                     FrugalCLI(re.sub(r" --seeds \S+", "", line).split()[1:], run=False)
             elif arguments[0] == "steps":
