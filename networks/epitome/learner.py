@@ -40,6 +40,6 @@ class IndexLearner(nn.Module):
             x = F.pad(x, [side for size in missing for side in (0, size)])
         z = self.conv2(F.relu6(self.norm1(self.conv1(x))))
         if self.norm2 is not None:
-            z = self.norm2(z).mean((0, *range(2, z.ndim)))
-            return z / torch.linalg.vector_norm(z)
-        return z.mean((0, *range(2, z.ndim)))
+            z = self.norm2(z)
+        z = z.to(self.conv2.weight.dtype).mean((0, *range(2, z.ndim)))  # autocast's halves cannot hold positions
+        return z if self.norm2 is None else z / torch.linalg.vector_norm(z)

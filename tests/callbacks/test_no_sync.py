@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from callbacks import FiniteLoss, ProgressBar
-from lightning_modules import Biprop, Classifier, ExpertBinary
+from lightning_modules import Biprop, Classifier, Epitome, ExpertBinary
 
 
 def trainer(step):
@@ -23,7 +23,11 @@ def trainer(step):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("make", [Classifier, Biprop, ExpertBinary])
+def learner(*args):
+    return Epitome(*args, positions="feature")
+
+
+@pytest.mark.parametrize("make", [Classifier, Biprop, ExpertBinary, Epitome, learner])
 def test_training_step_and_optimizer_step(make):
     module = make("conv2", 10, (1, 8, 8), {"activation": "sign"})
     module.loss_terms["penalty"] = lambda batch, outputs: outputs.square().mean()

@@ -337,14 +337,29 @@ def test_coverage_counts_reads():
     torch.testing.assert_close(layer.reads(), torch.tensor([2.0, 3.0]))
 
 
-def test_the_average_precision_of_positions_is_kept_under_autocast():
+def test_positions_keep_their_precision_under_autocast():
     layer = EpitomeConv2d(1100, 2, 1, multiplier=0.5, bias=False)
     layer.positions.data.copy_(torch.tensor([500.3, 0.0]))
+    weight, x = layer.weight, torch.randn(1, 1100, 2, 2)
+    dense = F.conv2d(x, weight)
     with torch.autocast("cpu", torch.bfloat16):
-        torch.testing.assert_close(layer.weight, layer.weight.float())
+        assert layer.weight.equal(weight)
         for execution in ("materialised", "reuse"):
             layer.execution = execution
-            assert layer(torch.randn(1, 1100, 2, 2)).dtype == torch.bfloat16
+            y = layer(x)
+            assert y.dtype == torch.bfloat16
+            torch.testing.assert_close(y.float(), dense, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("source", ["feature", "feature_authors"])
+def test_learned_positions_are_float32_under_autocast(source):
+    layer = EpitomeConv2d(64, 2, 1, positions=source)
+    if source == "feature_authors":
+        layer.learner.norm2.bias.data.copy_(torch.tensor([0.6, 0.8]))
+    with torch.autocast("cpu", torch.bfloat16):
+        positions = layer.route(torch.randn(4, 64, 5, 5))
+        layer(torch.randn(4, 64, 5, 5)).float().sum().backward()
+    assert positions.dtype == layer.routing_map.dtype == torch.float32
 
 
 @pytest.mark.parametrize(
