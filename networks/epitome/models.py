@@ -47,7 +47,7 @@ def epitome_mobilenetv2(
     Shape:
         x: (B, in_chans, H, W); returns logits (B, num_classes).
     """
-    network = timm.create_model("mobilenetv2_100", num_classes=num_classes, in_chans=in_chans, drop_rate=drop_rate)
+    network = _mobilenetv2(num_classes, in_chans, drop_rate)
     return _with_epitomes(network, multiplier, head, 16, PROJECT_OF_INVERTED, positions)
 
 
@@ -79,7 +79,7 @@ def epitome_mobilenetv2_classifier(
     drop_rate: float = 0.0,
 ) -> nn.Module:
     """Dense MobileNetV2 1.0 whose classifier alone folds its 1280 inputs (NES Table 7)."""
-    network = timm.create_model("mobilenetv2_100", num_classes=num_classes, in_chans=in_chans, drop_rate=drop_rate)
+    network = _mobilenetv2(num_classes, in_chans, drop_rate)
     apply(network, [Rule("^classifier$", "in", multiplier)], positions=positions)
     return network
 
@@ -151,6 +151,11 @@ def epitome_efficientnet(
                 conv = getattr(block.se, name)
                 setattr(block.se, name, _conv(conv, conv.in_channels, conv.out_channels, groups=squeezed))
     return _with_epitomes(network, multiplier, head, {"b0": 16, "b1": 23}[variant], PROJECT, positions)
+
+
+def _mobilenetv2(num_classes: int, in_chans: int, drop_rate: float) -> Any:
+    """timm's MobileNetV2 1.0."""
+    return timm.create_model("mobilenetv2_100", num_classes=num_classes, in_chans=in_chans, drop_rate=drop_rate)
 
 
 def _with_epitomes(
