@@ -78,7 +78,8 @@ def draw(epochs: list[int], history: list[dict[str, dict[str, float]]], path: st
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    names, layers = list(history[0]), list(next(iter(history[0].values())))
+    names = list(history[0])
+    layers = list(dict.fromkeys(layer for values in history[0].values() for layer in values))
     columns = min(len(names), COLUMNS)
     rows = -(-len(names) // columns)
     height = min(max(1.6 + 0.22 * len(layers), 3.2), 16)

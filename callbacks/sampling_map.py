@@ -43,11 +43,11 @@ class SamplingMap(Callback):
         done = trainer.current_epoch + 1
         if done % self._every == 0:
             self._look(pl_module, done)
-        if time.monotonic() - self._drawn > 30:
-            self._draw(trainer, pl_module)
+        if trainer.loggers:
+            self._draw(trainer, pl_module, pause=30)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.snapshots and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if self.snapshots and trainer.loggers:
             self._look(pl_module, trainer.current_epoch)
             rank_zero_info(f"offsets, and how often stored weights are read: {self._draw(trainer, pl_module)}")
 
@@ -58,17 +58,19 @@ class SamplingMap(Callback):
         }
         if len(self.snapshots) > SNAPSHOTS:
             self._every *= 2
-            self.snapshots = {epoch: seen for epoch, seen in self.snapshots.items() if epoch % self._every == 0}
+            kept = {epoch for epoch in self.snapshots if epoch % self._every == 0 or epoch == done}
+            self.snapshots = {epoch: seen for epoch, seen in self.snapshots.items() if epoch in kept}
 
-    def _draw(self, trainer: Trainer, module: LightningModule) -> Path:
-        path = log_folder(trainer) / "epitomes.png"
-        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+    def _draw(self, trainer: Trainer, module: LightningModule, pause: float = 0) -> Path:
+        path = log_folder(trainer) / "epitomes.png"  # of all processes, also where it is not yet time
+        late = time.monotonic() - self._drawn > pause
+        if trainer.is_global_zero and late and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             sampling: dict[str, tuple[Tensor | None, Tensor]] = module.sampling()  # type: ignore[operator]
             draw(self.snapshots, {name: reads.cpu() for name, (_, reads) in sampling.items()}, str(path))
             for logger in trainer.loggers:
                 if hasattr(logger, "log_image"):  # W&B's
                     logger.log_image("epitomes", [str(path)])
-        self._drawn = time.monotonic()
+            self._drawn = time.monotonic()
         return path
 
 

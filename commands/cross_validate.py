@@ -3,6 +3,7 @@
 import argparse
 import csv
 import os
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,14 @@ import numpy as np
 from rich.console import Console
 
 from commands import seeds
-from commands.run_folder import config_path, run_folder, set_aside
+from commands.run_folder import config_path, lock, run_folder, set_aside
 from networks import InputError
 
 DESCRIPTION = """\
 Train and test a config once for each fold of its data (ESC50 has five), which is then the test set, and write mean and
-standard error of each test metric over the folds to results/<path of the config>.json, with every run's curve, hours,
-commit, versions and hardware. A confusion matrix of all folds together is drawn into runs/<path of the config>/.
+standard error of each test metric over the folds to results/<path of the config>_folds_seed<k>.json, with every run's
+curve, hours, commit, versions and hardware. A confusion matrix of all folds together is drawn into
+runs/<path of the config>/.
 
   frugal cross-validate -c configs/epitome/esc50/ws25.yaml
 
@@ -45,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def run_all(configs: list[str], overrides: list[str], seed: int, results: Path) -> dict[str, Any]:
-    """Train and test on every fold, and write the summary to results/<path of the config>.json."""
+    """Train and test on every fold, and write the summary to results/<path of the config>_folds_seed<k>.json."""
     given = [part for config in configs for part in ("-c", config)] + [*overrides, "--seed_everything", str(seed)]
     cli = _build(given)
     home = run_folder(configs, seed)
@@ -53,12 +55,13 @@ def run_all(configs: list[str], overrides: list[str], seed: int, results: Path) 
     group = os.environ.setdefault("WANDB_RUN_GROUP", f"{config_path(configs)}/{home.name}")
     for fold, folder in folders.items():
         if (folder / "run.json").exists() and not (folder / "checkpoints/last.ckpt").exists():
-            set_aside(folder)  # it was stopped before there was anything to go on from
+            with lock(folder):  # unless another process is training there
+                set_aside(folder)  # it was stopped before there was anything to go on from
         own = [*given, "--data.test_fold", str(fold), "--trainer.default_root_dir", str(folder)]
         seeds.train_and_test(f"fold {fold}", folder, own)
         seeds.command(f"fold {fold}", "predict", *own)
     result = summary(configs, overrides, seed, folders)
-    seeds.write(result, configs, results)
+    seeds.write(result, results / f"{config_path(configs)}_folds_{home.name}.json")
     picture = home.with_name(f"confusion_{home.name}.png")
     draw(result, picture)
     print(picture)
@@ -77,6 +80,8 @@ def _build(given: list[str]) -> Any:
     cli = FrugalCLI(given, run=False)
     if not hasattr(cli.datamodule, "folds"):
         raise InputError(f"{type(cli.datamodule).__name__} has no folds to validate across: datamodules.ESC50 has")
+    if cli.datamodule.validates:
+        raise InputError("data.val_fold would be the test fold of one run: leave it out")
     return cli
 
 
@@ -136,14 +141,18 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 
 def _log_to_wandb(loggers: Any, group: str, result: dict[str, Any], picture: Path) -> None:
-    """Add a run with mean, standard error and the picture to the folds' group."""
+    """Add a run with mean, standard error and the picture to the folds' group; a repeated command goes on in it."""
     for logger in loggers if isinstance(loggers, list) else [loggers]:
         if not str(getattr(logger, "class_path", "")).endswith("WandbLogger"):
             continue
         import wandb
 
-        given = logger.init_args
+        given, kept = logger.init_args, picture.with_suffix(".wandb_id")
+        if not kept.is_file():
+            kept.write_text(secrets.token_hex(4))
         with wandb.init(
+            id=kept.read_text(),
+            resume="allow",
             project=given.project,
             entity=given.get("entity"),
             group=group,

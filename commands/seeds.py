@@ -68,7 +68,7 @@ def run_all(configs: list[str], overrides: list[str], seeds: list[int], results:
     for seed, folder in folders.items():
         train_and_test(f"seed {seed}", folder, [*given, "--seed_everything", str(seed)])
     result = summary(configs, overrides, folders)
-    write(result, configs, results)
+    write(result, results / f"{config_path(configs)}.json")
     return result
 
 
@@ -144,9 +144,8 @@ def spreads(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return {name: spread([run["metrics"][name] for run in runs]) for name in runs[0]["metrics"]}
 
 
-def write(result: dict[str, Any], configs: list[str], results: Path) -> None:
-    """Write a result to results/<path of the config>.json."""
-    path = results / f"{config_path(configs)}.json"
+def write(result: dict[str, Any], path: Path) -> None:
+    """Write a result to a JSON file, and say where."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
     print(path)

@@ -249,6 +249,11 @@ class FrugalCLI(LightningCLI):
             check_batch_size(self.datamodule.batch_size, self.trainer, subcommand == "fit")
             if self.trainer.is_global_zero:
                 self.datamodule.prepare_data()
+        if subcommand == "validate" and not getattr(self.datamodule, "validates", True):
+            raise InputError(
+                f"{type(self.datamodule).__name__} has nothing to validate on as it is: `frugal test` scores the test "
+                "data, and --data.val_fold takes a fold from training"
+            )
         if subcommand == "fit":
             self._prepare_fit()
         return {**kwargs, "ckpt_path": self.ckpt_path, "weights_only": True}

@@ -6,8 +6,10 @@ import os
 import shutil
 import tempfile
 from collections import Counter
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
@@ -182,7 +184,7 @@ class ESC50(DataModule):
         if self._in_memory is not None:
             return self._in_memory
         sizes = [f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in paths]
-        known = hashlib.sha256("\n".join(sizes).encode()).hexdigest()[:16]
+        known = hashlib.sha256("\n".join(["rounded", *sizes]).encode()).hexdigest()[:16]
         cache = self.folder / f"resampled/{self.sample_rate_hz}_{known}.npy"
         if not cache.is_file():
             clips = self._resample(paths)
@@ -204,8 +206,8 @@ class ESC50(DataModule):
         silent = rank_zero_only.rank > 0  # type: ignore[attr-defined]
         console = Console(stderr=True)
         for i, path in enumerate(track(paths, "resampling clips", console=console, transient=True, disable=silent)):
-            wave = soxr.resample(_read(path), SOURCE_RATE_HZ, self.sample_rate_hz, quality="VHQ")
-            clips[i] = wave[: self.length]
+            wave = soxr.resample(_read(path).astype(np.float32), SOURCE_RATE_HZ, self.sample_rate_hz, quality="VHQ")
+            clips[i] = np.rint(wave[: self.length]).clip(-(2**15), 2**15 - 1)  # soxr's own rounding adds dither
         return clips
 
 
@@ -255,7 +257,7 @@ def _download(folder: Path) -> None:
         download_and_extract_archive(SOURCE, str(partial), filename="master.zip")
         if not folder.is_dir():  # another process may have been faster
             (partial / FOLDER).rename(folder)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, HTTPException, BadZipFile) as error:
         raise InputError(
             f"no ESC-50 in {folder}, and it cannot be downloaded ({error}): fetch {SOURCE}, unpack it there, or "
             "say with --data.root or FRUGAL_DATA where ESC-50-master is"

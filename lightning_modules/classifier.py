@@ -231,7 +231,8 @@ class Classifier(LightningModule):
         ]
         optimizer = self.optimizer(given)
         for group, (_, factor) in zip(optimizer.param_groups, kinds, strict=True):
-            group["lr"] = group["lr"] * factor
+            if factor != 1:
+                group["lr"] = group["lr"] * factor
         if (self.schedule == "constant" and not self.warmup_epochs) or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return optimizer
         if isinstance(self.schedule, str):
@@ -239,7 +240,10 @@ class Classifier(LightningModule):
             scheduler = warmup_then(self.schedule, optimizer, epochs, self.warmup_epochs, self.drop_epochs)
         else:
             scheduler = self.schedule(optimizer)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
+        config = {"scheduler": scheduler, "interval": "epoch"}
+        if hasattr(scheduler, "monitor"):  # Lightning's ReduceLROnPlateau
+            config["monitor"] = scheduler.monitor
+        return {"optimizer": optimizer, "lr_scheduler": config}
 
     def on_train_start(self) -> None:
         """A resumed run may have another max_epochs, and its checkpoint has the rate that came next in the old one."""

@@ -1,7 +1,11 @@
 """Schedules of the learning rate beyond those that a Classifier knows by name."""
 
+import math
+
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+from networks import InputError
 
 
 class StepDecay(LambdaLR):
@@ -16,12 +20,21 @@ class StepDecay(LambdaLR):
         factor: by which the rate is multiplied at each.
         warmup_epochs: w.
         warmup_start: rate of epoch 0, of the first parameter group; the others are in proportion.
+
+    Raises:
+        InputError: numbers that are none of these.
     """
 
     def __init__(
         self, optimizer: Optimizer, every: int, factor: float, warmup_epochs: int = 0, warmup_start: float = 0.0
     ) -> None:
-        start = warmup_start / optimizer.param_groups[0]["lr"]
+        peak = optimizer.param_groups[0]["lr"]
+        if every < 1 or not 0 < factor < math.inf or warmup_epochs < 0 or not 0 <= warmup_start <= peak or not peak:
+            raise InputError(
+                f"{every=} and {factor=} must be positive, {warmup_epochs=} not negative, {warmup_start=} at most the "
+                f"rate of {peak}"
+            )
+        start = warmup_start / peak
 
         def rate(epoch: int) -> float:
             if epoch < warmup_epochs:

@@ -24,6 +24,12 @@ def check_bits(quantize_bits: int | None) -> None:
         raise InputError(f"{quantize_bits=} must lie in 1 to 16, or be None")
 
 
+def check_channels(x: Tensor, axis: int, channels: int) -> None:
+    """Refuse inputs that folding would take and the ordinary layer would not (InputError)."""
+    if x.shape[axis] != channels:
+        raise InputError(f"the layer takes {channels} channels, and the input of {tuple(x.shape)} has {x.shape[axis]}")
+
+
 def quantize(values: Tensor, bits: int) -> Tensor:
     """Values on 2^bits levels, evenly between the least and the largest; gradients go straight through.
 
@@ -112,7 +118,7 @@ class EpitomeLayer(nn.Module):
         raise NotImplementedError
 
     def offsets(self) -> Tensor | None:
-        """How far positions have moved from where plain sampling has them; None where nothing can move."""
+        """How far positions are from where plain sampling has them, in entries; None where nothing can move."""
         return self.route()
 
     def coverage(self) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from networks.complexity import Cost
-from networks.epitome.base import EpitomeLayer, Execution, Positions
+from networks.epitome.base import EpitomeLayer, Execution, Positions, check_channels
 from networks.epitome.sampler import Cell, filter_windows, fold, window_cell
 from networks.errors import InputError
 
@@ -39,7 +39,6 @@ class EpitomeConv1d(EpitomeLayer):
     """
 
     axis = 1
-    starts: Tensor
 
     def __init__(
         self,
@@ -82,13 +81,19 @@ class EpitomeConv1d(EpitomeLayer):
         nn.init.normal_(self.epitome, std=0.01)  # as SoundNet's
         self.register_parameter("bias", nn.Parameter(torch.zeros(out_channels)) if bias else None)
         self.last = shape[1] - length  # where the last window may begin
-        spacing = sampling_stride if shape[1] == full else self.last / max(out_channels - 1, 1)
-        starts = (torch.arange(out_channels, dtype=torch.float64) * spacing).clamp(max=self.last)
-        self.register_buffer("starts", starts.float(), persistent=False)
+        if self.last == 0 < out_channels - 1:
+            raise InputError(f"with {shrink=} all {out_channels} filters would be the same: take a smaller one")
+        self.spacing = sampling_stride if shape[1] == full else self.last / (out_channels - 1)  # of windows
         self._place(torch.zeros(out_channels), in_channels, 1, depthwise_learner)
 
     def _from_learner(self, z: Tensor) -> Tensor:
         return self.last * (2 * z.sigmoid() - 1)
+
+    @property
+    def starts(self) -> Tensor:
+        """Where windows begin without offsets, (N,), never in less than float32, which holds them exactly."""
+        dtype = torch.promote_types(self.epitome.dtype, torch.float32)
+        return torch.arange(self.out_channels, dtype=dtype, device=self.epitome.device) * self.spacing
 
     def _cell(self, positions: Tensor | None) -> Cell:
         return window_cell(self.starts if positions is None else self.starts + positions, self.last)
@@ -112,6 +117,7 @@ class EpitomeConv1d(EpitomeLayer):
         return floor + fraction - self.starts
 
     def forward(self, x: Tensor) -> Tensor:
+        check_channels(x, -2, self.in_channels)
         positions = self.route(x)
         if self.execution == "materialised":
             weight = self.sample(self.values(), positions)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from networks.complexity import Cost
-from networks.epitome.base import EpitomeLayer, Execution, Positions
+from networks.epitome.base import EpitomeLayer, Execution, Positions, check_channels
 from networks.epitome.sampler import Cell, cyclic_cell, expand, fold, window_cell, windows
 from networks.errors import InputError, check_choice
 
@@ -95,6 +95,14 @@ class _ChannelLayer(EpitomeLayer):
         """Whether the epitome is as large as the kernel, so that positions are along channels alone."""
         return self.epitome.shape[2:] == self.size[2:]
 
+    def offsets(self) -> Tensor | None:
+        positions = self.route()
+        if positions is None or self._flat():
+            return positions
+        last = [e - k for e, k in zip(self.epitome.shape[2:], self.size[2:], strict=True)]
+        inside = [positions[:, i + 1].clamp(0, reach) for i, reach in enumerate(last)]
+        return torch.stack([positions[:, 0], *inside], 1)
+
     def sample(self, epitome: Tensor, positions: Tensor | None) -> Tensor:
         length = self.size[self.axis]
         weight = expand(epitome, None if positions is None else self._cell(positions), length, self.axis)
@@ -125,6 +133,7 @@ class _ChannelLayer(EpitomeLayer):
         return planes or self._saved >= PAYS * self.blocks
 
     def forward(self, x: Tensor) -> Tensor:
+        check_channels(x, self.channels, self.size[1])
         positions = self.route(x)
         if not self.reuses(positions, x):
             return self.operate(x, self.sample(self.values(), positions), self.bias)
@@ -132,7 +141,7 @@ class _ChannelLayer(EpitomeLayer):
         if self.share == "in":
             return self.operate(fold(x, cell, self.epitome.shape[1], self.channels), self.values(), self.bias)
         y = expand(self.operate(x, self.values(), None), cell, self.size[0], self.channels)
-        return y if self.bias is None else y + self.bias.view(-1, *[1] * (-1 - self.channels))
+        return y if self.bias is None else y + self.bias.to(y.dtype).view(-1, *[1] * (-1 - self.channels))
 
     def deployed_cost(self, x: Tensor, y: Tensor) -> Cost:
         """Multiply-adds are epitome entries times output places: the authors' convention; folding is overhead."""

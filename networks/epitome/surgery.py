@@ -64,7 +64,7 @@ def as_rule(given: AnyRule | Mapping[str, Any]) -> AnyRule:
     if isinstance(given, Rule | WindowRule):
         return given
     fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
-    return (Rule if fields.keys() & {"share", "multiplier"} else WindowRule)(**fields)
+    return (WindowRule if fields.keys() & {"sampling_stride", "repeats", "shrink"} else Rule)(**fields)
 
 
 def apply(network: nn.Module, rules: Sequence[AnyRule] | float = 0.5, **options: Any) -> list[str]:
@@ -92,15 +92,17 @@ def apply(network: nn.Module, rules: Sequence[AnyRule] | float = 0.5, **options:
         inner = "|".join(map(re.escape, weighted[1:-1]))
         rules = [Rule(f"^({inner})$", "in", float(rules))]
     planned = _plan(network, rules)
+    last = {weighted[-1], *_classifiers(network)} if weighted else set()
     for name, (rule, arguments) in planned.items():
-        if name == weighted[-1] and arguments.get("share") == "out" and arguments["multiplier"] < 1:
+        if name in last and arguments.get("share") == "out" and arguments["multiplier"] < 1:
             raise InputError(
-                f"{rule} repeats the outputs of {name}, the network's last layer, so that classes would have the same "
-                "scores: share its inputs, or leave it out"
+                f"{rule} repeats the outputs of {name}, a last layer of the network, so that classes would have the "
+                "same scores: share its inputs, or leave it out"
             )
     made = {name: _epitome(network.get_submodule(name), arguments, options) for name, (_, arguments) in planned.items()}
     layers = {network.get_submodule(name): new for name, new in made.items()}
-    pattern = f"^({'|'.join(map(re.escape, made))})$"
+    everywhere = network.named_modules(remove_duplicate=False)  # a layer may stand in several places
+    pattern = f"^({'|'.join(re.escape(name) for name, layer in everywhere if layer in layers)})$"
     _warn_of_ties(weighted, planned)
     return surgery.replace(network, layers.__getitem__, (nn.Conv1d, *CHANNEL_TYPES), pattern)
 
@@ -129,6 +131,10 @@ def _plan(network: nn.Module, rules: Sequence[AnyRule]) -> dict[str, tuple[AnyRu
     """The rule of each layer that gets an epitome, and the arguments that it gives."""
     planned: dict[str, tuple[AnyRule, dict[str, Any]]] = {}
     for rule in rules:
+        try:
+            re.compile(rule.pattern)
+        except re.error as error:
+            raise InputError(f"{rule}: its pattern is no regular expression ({error})") from error
         types = CHANNEL_TYPES if isinstance(rule, Rule) else (nn.Conv1d,)
         names = [
             name
@@ -147,6 +153,13 @@ def _plan(network: nn.Module, rules: Sequence[AnyRule]) -> dict[str, tuple[AnyRu
             planned[name] = rule, {key: values[i] for key, values in columns.items()}
     order = [name for name, _ in network.named_modules() if name in planned]
     return {name: planned[name] for name in order}
+
+
+def _classifiers(network: nn.Module) -> list[str]:
+    """Names of the layers that timm's networks say give the scores."""
+    layers = network.get_classifier() if hasattr(network, "get_classifier") else ()  # type: ignore[operator]
+    given = layers if isinstance(layers, tuple | list) else [layers]
+    return [name for name, layer in network.named_modules() if any(layer is one for one in given)]
 
 
 def _each(rule: AnyRule, name: str, count: int) -> list[Any]:
@@ -178,7 +191,10 @@ def _epitome(layer: nn.Module, arguments: dict[str, Any], options: dict[str, Any
         values = weight.detach().flatten()[: new.epitome.numel()].clone()
         new.epitome = nn.Parameter(values.view(new.epitome.shape))
         if new.bias is not None:
-            new.bias = nn.Parameter(layer.bias.detach().clone())  # type: ignore[operator]
+            new.bias = nn.Parameter(layer.bias.detach().clone(), bool(layer.bias.requires_grad))  # type: ignore[operator]
+    for parameter in new.parameters():
+        if parameter is not new.bias:
+            parameter.requires_grad_(weight.requires_grad)
     return new
 
 

@@ -1,5 +1,6 @@
 """Where stored weights are read: which epochs are kept, what is drawn, and that a resumed run goes on."""
 
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -22,10 +23,11 @@ class Moving:
 
 
 def trainer(folder, epoch, images=None, resumed=None):
-    logger = SimpleNamespace(log_image=lambda name, paths: images.append((name, paths)))
+    seen = [] if images is None else images
+    logger = SimpleNamespace(log_image=lambda name, paths: seen.append((name, paths)))
     return SimpleNamespace(
         current_epoch=epoch, ckpt_path=resumed, is_global_zero=True, fast_dev_run=False, log_dir=str(folder),
-        default_root_dir=str(folder), loggers=[] if images is None else [logger],
+        default_root_dir=str(folder), loggers=[logger],
     )  # fmt: skip
 
 
@@ -44,6 +46,9 @@ def run(watch, module, folder, epochs, first=0, images=None):
         (8, [0, 2, 4, 6, 8]),
         (20, [0, 4, 8, 12, 16, 20]),
         (21, [0, 4, 8, 12, 16, 20, 21]),
+        (15, [0, 4, 8, 12, 15]),
+        (31, [0, 8, 16, 24, 31]),
+        (4000, [0, 1024, 2048, 3072, 4000]),
     ],
 )
 def test_a_few_epochs_are_kept_evenly_and_the_last(tmp_path, epochs, kept):
@@ -72,6 +77,29 @@ def test_the_picture_goes_to_the_logger(tmp_path):
     run(SamplingMap(), Moving(), tmp_path, 2, images=images)
     assert images == [("epitomes", [str(tmp_path / "epitomes.png")])]
     assert (tmp_path / "epitomes.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_process_asks_for_the_folder_in_every_epoch(tmp_path, monkeypatch):
+    """Lightning broadcasts it, and their clocks differ: whether it is time to draw may not decide."""
+    asked = []
+    monkeypatch.setattr("callbacks.sampling_map.log_folder", lambda trainer: asked.append(trainer) or tmp_path)
+    watch, module = SamplingMap(), Moving()
+    watch.on_train_start(trainer(tmp_path, 0), module)
+    for epoch, late in enumerate((False, True, False)):
+        watch._drawn = time.monotonic() - 60 * late
+        watch.on_train_epoch_end(trainer(tmp_path, epoch), module)
+        assert len(asked) == epoch + 1
+        assert (tmp_path / "epitomes.png").exists() == (epoch > 0)
+
+
+def test_without_a_logger_nothing_is_drawn(tmp_path):
+    watch = SamplingMap()
+    silent = trainer(tmp_path, 0)
+    silent.loggers = []
+    watch.on_train_start(silent, Moving())
+    watch.on_train_epoch_end(silent, Moving())
+    watch.on_fit_end(silent, Moving())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_drawn(tmp_path, monkeypatch):

@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -27,11 +29,10 @@ class Folded(Digits):
     """60 images in three folds, of which nothing validates."""
 
     folds = 3
-    validates = False
 
-    def __init__(self, batch_size: int = 8, num_workers: int = 0, test_fold: int = 1) -> None:
+    def __init__(self, batch_size: int = 8, num_workers: int = 0, test_fold: int = 1, validates: bool = False) -> None:
         super().__init__(batch_size, num_workers)
-        self.test_fold = test_fold
+        self.test_fold, self.validates = test_fold, validates
 
     def setup(self, stage=None):
         rng = np.random.default_rng(0)
@@ -74,7 +75,7 @@ COMMAND = ["cross-validate", "-c", "configs/small.yaml", "--seed_everything", "4
 def test_every_fold_is_tested_once(here, capsys):
     frugal.main(COMMAND)
     assert here == [(what, "small/seed4") for _ in range(3) for what in ("fit", "test", "predict")]
-    result = json.loads(Path("results/small.json").read_text())
+    result = json.loads(Path("results/small_folds_seed4.json").read_text())
     assert (result["folds"], result["seeds"], result["overrides"]) == ([1, 2, 3], [4], [])
     top1 = []
     counts = np.zeros((10, 10), int)
@@ -123,7 +124,24 @@ def test_the_same_command_goes_on_where_it_was(here, monkeypatch):
     frugal.main(COMMAND)
     assert first.stat().st_mtime_ns == before
     assert Path("runs/small/fold2/seed4.1/run.json").read_text() == "{}"
-    assert len(json.loads(Path("results/small.json").read_text())["runs"]) == 3
+    assert len(json.loads(Path("results/small_folds_seed4.json").read_text())["runs"]) == 3
+
+
+def test_a_run_of_another_process_is_not_renamed(here, capsys):
+    folder = Path("runs/small/fold1/seed4")
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text("{}")
+    hold = "import sys; from pathlib import Path; from commands.run_folder import lock; held = lock(Path(sys.argv[1])); print(1, flush=True); input()"  # fmt: skip # noqa: E501
+    root = Path(cross_validate.__file__).parent.parent
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, str(folder.absolute())], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        other.stdout.readline()
+        with pytest.raises(SystemExit):
+            frugal.main(COMMAND)
+        other.stdin.close()
+    assert "another process is training in" in capsys.readouterr().err
+    assert (folder / "run.json").exists()
 
 
 def test_folds_and_their_summary_are_one_group_in_wandb(here, monkeypatch):
@@ -156,11 +174,13 @@ def test_folds_and_their_summary_are_one_group_in_wandb(here, monkeypatch):
         "true",
     ]
     frugal.main([*COMMAND, *logger])
-    (summary,) = logged
+    frugal.main([*COMMAND, *logger])
+    summary, again = logged
+    assert summary.options["id"] == again.options["id"]
     assert {key: summary.options[key] for key in ("project", "group", "mode")} == {
         "project": "sounds", "group": "small/seed4", "mode": "offline",
     }  # fmt: skip
-    top1 = json.loads(Path("results/small.json").read_text())["metrics"]["test/top1"]
+    top1 = json.loads(Path("results/small_folds_seed4.json").read_text())["metrics"]["test/top1"]
     assert summary.summary["test/top1 (mean)"] == top1["mean"]
     assert summary.summary["test/top1 (standard error)"] == top1["standard_error"]
     assert list(summary.images) == ["confusion"]
@@ -174,6 +194,7 @@ def test_folds_and_their_summary_are_one_group_in_wandb(here, monkeypatch):
         (["--ckpt_path=last"], 2, "--ckpt_path is chosen for each fold: leave it out"),
         (["--data", "Digits"], 1, "Digits has no folds to validate across: datamodules.ESC50 has"),
         (["--model.rules", "2"], 1, "multiplier=2.0"),
+        (["--data.validates", "true"], 1, "data.val_fold would be the test fold of one run: leave it out"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_trained(here, capsys, arguments, status, message):

@@ -1,8 +1,10 @@
 """ESC-50: folds, crops and the cache, on synthetic clips; and the real ESC-10 where FRUGAL_DATA has it."""
 
 import csv
+import http.client
 import multiprocessing
 import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +38,9 @@ def original(tmp_path_factory):
         writer = csv.writer(file)
         writer.writerow(FIELDS)
         for fold in range(1, 6):
+            name = f"{fold}-99-A-7.wav"  # insects, which ESC-10 has not
+            write_clip(folder / "audio" / name, hz=50)
+            writer.writerow([name, fold, 7, CLASS_NAMES[7], False, 99, "A"])
             for target in ESC10[:5]:
                 name = f"{fold}-{target}-A-{target}.wav"
                 write_clip(folder / "audio" / name, hz=100 * fold + 10 * ESC10.index(target))
@@ -102,6 +107,7 @@ def test_the_test_fold_is_never_trained_on(root, test_fold):
 def test_a_fold_can_validate_instead_of_training(root):
     data = make(root, test_fold=2, val_fold=5)
     sets = {name: set(getattr(data, f"{name}_set").rows) for name in ("train", "val", "test")}
+    assert [getattr(data, f"{name}_set").training for name in sets] == [True, False, False]
     assert [len(rows) for rows in sets.values()] == [15, 5, 5]
     assert len(set.union(*sets.values())) == 25
     ((waves, _),) = data.val_dataloader()
@@ -173,6 +179,32 @@ def test_crops_are_functions_of_seed_epoch_and_sample():
     assert not data[Draw(2, 2, np.arange(3))][0].equal(together)
 
 
+def test_crops_reach_both_ends():
+    """Of 10 samples, crops of 8 begin at 0, 1 or 2."""
+    data = Sounds(np.arange(10, dtype=np.int16)[None], np.zeros(300, int), np.zeros(300), 8, True)
+    waves, _ = data[Draw(0, 0, np.arange(300))]
+    starts = np.bincount((waves[:, 0, 0] * 128).round().int())
+    assert len(starts) == 3
+    assert starts.min() > 60
+
+
+def test_loudness_does_not_go_with_the_place():
+    clip = np.arange(1, 2001, dtype=np.int16)[None]
+    data = Sounds(clip, np.zeros(2000, int), np.zeros(2000), 2, True, gain_db=6.0)
+    waves, _ = data[Draw(0, 0, np.arange(2000))]
+    step = (waves[:, 0, 1] - waves[:, 0, 0]) * 128  # the gain, for the clip rises by one
+    place = waves[:, 0, 0] * 128 / step
+    assert abs(np.corrcoef(step.log(), place)[0, 1]) < 0.1
+
+
+def test_arguments_reach_the_sets(root):
+    data = make(root, crop_seconds=2.0, gain_db=3.0, shift=False, test_crops=7)
+    assert (data.train_set.gain_db, data.train_set.shift, data.train_set.crop) == (3.0, False, 4000)
+    waves, _ = next(iter(data.test_dataloader()))
+    assert waves.shape == (5, 7, 1, 4000)
+    assert make(root).train_set.shift
+
+
 def test_evaluation_crops_go_evenly_from_start_to_end():
     waves, _ = sounds(crop=200, crops=5)[Draw(0, 0, np.array([1]))]
     assert waves.shape == (1, 5, 1, 200)
@@ -191,6 +223,7 @@ def test_clips_are_resampled_once_and_again_when_they_change(root, monkeypatch):
     make(root)
     (cache,) = (root / "ESC-50-master/resampled").iterdir()
     before = cache.stat().st_mtime_ns
+    assert oct(cache.stat().st_mode)[-3:] == "644"
     calls = []
     monkeypatch.setattr(ESC50, "_resample", lambda self, paths: calls.append(paths))
     make(root)
@@ -204,6 +237,25 @@ def test_clips_are_resampled_once_and_again_when_they_change(root, monkeypatch):
     assert pitch(next(iter(data.test_dataloader()))[0][0]) == pytest.approx(333, abs=0.2)
     make(root, sample_rate_hz=1000)
     assert len(list((root / "ESC-50-master/resampled").iterdir())) == 3
+
+
+def test_silence_stays_silence(root):
+    """soxr's own rounding to 16 bits would add noise."""
+    clip = root / "ESC-50-master/audio/1-0-A-0.wav"
+    clip.unlink()
+    soundfile.write(clip, np.zeros(220_500, np.int16), 44_100)
+    assert not make(root).test_set.clips[0].any()
+
+
+def test_a_cache_that_cannot_be_finished_leaves_nothing(root, monkeypatch):
+    def full(file, clips):
+        file.write(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr("datamodules.esc50.np.save", full)
+    with pytest.warns(UserWarning, match="no space left"):
+        assert len(make(root).test_set) == 5
+    assert list((root / "ESC-50-master/resampled").iterdir()) == []
 
 
 def test_without_a_place_for_the_cache_clips_stay_in_memory(root):
@@ -329,16 +381,17 @@ def test_it_is_downloaded_whole_or_not_at_all(tmp_path, root, monkeypatch):
         assert url.startswith("https://github.com/karolpiczak/ESC-50/archive/")
         (Path(target) / "ESC-50-master").mkdir(parents=True)
         if fails:
-            raise OSError("no route")
+            raise fails
         (Path(target) / "ESC-50-master").rmdir()
         os.symlink(root / "ESC-50-master", Path(target) / "ESC-50-master")
 
     monkeypatch.setattr(utils, "download_and_extract_archive", download)
-    fails = True
-    with pytest.raises(InputError, match=r"cannot be downloaded \(no route\): fetch https://.*--data\.root"):
-        make(tmp_path / "new")
-    assert list((tmp_path / "new").iterdir()) == []
-    fails = False
+    errors = OSError("no route"), zipfile.BadZipFile("no route"), http.client.HTTPException("no route")
+    for fails in errors:  # noqa: B007
+        with pytest.raises(InputError, match=r"cannot be downloaded \(no route\): fetch https://.*--data\.root"):
+            make(tmp_path / "new")
+        assert list((tmp_path / "new").iterdir()) == []
+    fails = None
     assert len(make(tmp_path / "new").test_set) == 5
 
 

@@ -15,7 +15,7 @@ from datamodules import Digits
 from lightning_modules import Classifier, Epitome
 from lightning_modules.initial import rebuild
 from networks import InputError
-from networks.epitome import EpitomeConv2d, Rule
+from networks.epitome import EpitomeConv1d, EpitomeConv2d, Rule
 
 RULES = [Rule(r"^convs\.2$", "out", 0.5), Rule(r"^linear\.0$", "in", (0.25,))]
 SIZE = (1, 8, 8)
@@ -108,12 +108,17 @@ def test_fixed_positions_have_no_offset():
 
 
 def test_unread_entries_are_told():
-    module = make()
-    layer = module.layers["convs.2"]
-    with torch.no_grad():
-        layer.positions.copy_(torch.tensor([0.0, 0.0]))
-    assert module.layer_metrics()["coverage"]["convs.2"] == 1
-    assert module.sampling()["convs.2"][1].tolist() == [2] * layer.epitome.shape[0]
+    net = nn.Sequential(
+        nn.Flatten(), nn.Unflatten(1, (1, 64)), EpitomeConv1d(1, 3, 2, sampling_stride=1),
+        nn.AdaptiveAvgPool1d(10), nn.Flatten(), nn.Linear(30, 10),
+    )  # fmt: skip
+    module = Epitome(net, 10, SIZE)
+    layer = module.layers["2"]
+    assert layer.epitome.shape == (1, 4)
+    assert module.layer_metrics()["coverage"]["2"] == 1
+    layer.positions.data.copy_(torch.tensor([1.0, 0.0, -1.0]))  # all filters read entries 1 and 2
+    assert module.layer_metrics()["coverage"]["2"] == 0.5
+    assert module.sampling()["2"][1].tolist() == [0, 3, 3, 0]
 
 
 @pytest.mark.parametrize("step", [50])
@@ -192,6 +197,17 @@ def test_several_crops_are_averaged_as_probabilities():
     torch.testing.assert_close(outputs.exp(), mean)
     assert module._outputs(x[:0]).shape == (0, 10)
     assert module._outputs(x[:, 0]).equal(module(x[:, 0]))
+    sound = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(12, 10)), 10, (1, 12)).eval()
+    crops = torch.randn(3, 4, 1, 12)
+    mean = torch.stack([sound(crops[:, i]).softmax(-1) for i in range(4)]).mean(0)
+    torch.testing.assert_close(sound._outputs(crops).softmax(-1), mean)
+
+
+def test_optimisers_that_choose_their_rate_are_left_alone(tmp_path):
+    from timm.optim import Adafactor
+
+    trainer = fit(tmp_path, make(optimizer=lambda p: Adafactor(p), schedule="constant"), epochs=1)
+    assert trainer.global_step == 39
 
 
 def test_without_rules_a_network_stays_dense():

@@ -123,6 +123,7 @@ def test_materialised_and_frozen_networks_give_the_same():
         ([Rule("^7$", "out", 0.5)], "classes would have the same scores"),
         ([Rule("^2$"), Rule("^4$", "in", 1.5)], "multiplier=1.5"),
         (0.0, "multiplier=0.0"),
+        ([Rule("(")], "no regular expression"),
     ],
 )
 def test_what_cannot_be_is_refused_and_nothing_is_touched(rules, what):
@@ -131,6 +132,29 @@ def test_what_cannot_be_is_refused_and_nothing_is_touched(rules, what):
     with pytest.raises(InputError, match=what):
         networks.epitome.apply(net, rules)
     assert repr(net) == before
+
+
+def test_the_scores_of_a_second_classifier_are_not_tied_either():
+    with torch.device("meta"):
+        net = timm.create_model("deit_tiny_distilled_patch16_224")
+    with pytest.raises(InputError, match="outputs of head, a last layer of the network"):
+        networks.epitome.apply(net, [Rule("^head$", "out")])
+
+
+def test_a_layer_that_stands_twice_stays_one():
+    shared = nn.Conv2d(4, 4, 1)
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), shared, nn.ReLU(), shared, nn.Flatten(), nn.Linear(36, 2))
+    assert networks.epitome.apply(net, 0.5) == ["1", "3"]
+    assert net[1] is net[3]
+
+
+def test_frozen_weights_stay_frozen():
+    net = small()
+    net[4].weight.requires_grad_(False)
+    networks.epitome.apply(net, 0.5)
+    trained = {name for name, p in net[4].named_parameters() if p.requires_grad}
+    assert trained == {"bias"}
+    assert all(p.requires_grad for p in net[2].parameters())
 
 
 def test_repeated_outputs_in_a_row_are_warned_of():
@@ -143,7 +167,7 @@ def test_repeated_outputs_in_a_row_are_warned_of():
 def test_rules_come_back_from_plain_types():
     for rule in (Rule("a", "out", (0.5, 0.25)), WindowRule("b", 2, (1, 4), 2.0)):
         assert as_rule({key: list(v) if isinstance(v, tuple) else v for key, v in vars(rule).items()}) == rule
-    assert as_rule({"pattern": "a", "multiplier": 0.5}) == Rule("a")
+    assert as_rule({"pattern": "a", "multiplier": 0.5}) == as_rule({"pattern": "a"}) == Rule("a")
 
 
 def test_a_small_network_of_epitomes_overfits():

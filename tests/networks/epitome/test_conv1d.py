@@ -127,7 +127,7 @@ def test_every_offset_has_a_gradient_at_the_start():
 @pytest.mark.parametrize("source", ["none", "param", "feature"])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("shrink", [1.0, 1.4])
-def test_gradients(source, training, shrink):
+def test_gradients(source, training, shrink, monkeypatch):
     layer = make(3, 4, 3, 2, 1, sampling_stride=2, repeats=2, shrink=shrink, positions=source).train(training)
     if layer.positions is not None:
         layer.positions.data.copy_(torch.tensor([0.3, 0.2, -0.4, -0.6]))
@@ -135,7 +135,8 @@ def test_gradients(source, training, shrink):
     values = [p.detach().clone().requires_grad_() for p in layer.parameters()]
     if layer.learner is not None:
         layer.learner.norm1.momentum = 0.0
-        layer.starts.copy_(torch.tensor([0.6, 1.3, 2.4, 2.6]))  # where no offset crosses an integer or a bound
+        starts = torch.tensor([0.6, 1.3, 2.4, 2.6]).double()  # where no offset crosses an integer or a bound
+        monkeypatch.setattr(EpitomeConv1d, "starts", property(lambda self: starts))
         layer.learner.conv2.weight.data.mul_(0.01)
 
     def run(x, *values):
@@ -162,7 +163,7 @@ def test_shrunk_filters_begin_evenly_spread():
         ramp = torch.arange(11.0).double().expand(4, 11)
         layer.epitome.copy_(ramp)  # so that a window's first entry is where it begins
     torch.testing.assert_close(layer.weight[:, 0, 0].detach(), layer.starts)
-    assert EpitomeConv1d(4, 7, 4, sampling_stride=3, shrink=100).epitome.shape == (4, 4)
+    assert EpitomeConv1d(4, 7, 4, sampling_stride=3, shrink=4).epitome.shape == (4, 6)
 
 
 def test_offsets_are_those_within_the_bounds():
@@ -172,6 +173,21 @@ def test_offsets_are_those_within_the_bounds():
     layer.freeze()
     assert layer.offsets().tolist() == [0, 0.5, 0]
     assert [name for name, _ in layer.named_parameters()] == ["epitome", "bias"]
+
+
+@pytest.mark.parametrize("shrink", [1.0, 1.5])
+def test_halves_do_not_move_the_windows(shrink):
+    layer = EpitomeConv1d(4, 600, 2, sampling_stride=1, shrink=shrink)
+    layer.epitome.data.uniform_(-1, 1)
+    weight, starts = layer.weight.detach(), layer.starts
+    layer.bfloat16()
+    assert layer.starts.equal(starts)
+    torch.testing.assert_close(layer.weight.detach().float(), weight, rtol=0.02, atol=0.01)
+
+
+def test_another_number_of_channels_is_refused():
+    with pytest.raises(InputError, match=r"takes 6 channels, and the input of .* has 4"):
+        EpitomeConv1d(6, 4, 4, repeats=2)(torch.randn(1, 4, 9))
 
 
 def test_coverage_counts_the_filters_and_repeats_that_read_an_entry():
@@ -186,6 +202,7 @@ def test_coverage_counts_the_filters_and_repeats_that_read_an_entry():
         ({"repeats": 5}, "repeats=5"),
         ({"repeats": 0}, "repeats=0"),
         ({"shrink": 0.5}, "shrink=0.5"),
+        ({"shrink": 100}, "shrink=100 all 4 filters would be the same"),
         ({"sampling_stride": 9}, "larger than its weight"),
         ({"positions": "feature_authors"}, "feature_authors"),
     ],

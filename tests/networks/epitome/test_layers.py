@@ -398,6 +398,32 @@ def test_the_faster_execution_is_chosen():
     assert not EpitomeLinear(64, 18, positions="none").reuses(None, torch.randn(2, 64))
 
 
+@pytest.mark.parametrize("channels", [3, 5, 7, 12])
+@pytest.mark.parametrize("execution", ["auto", "materialised"])
+def test_another_number_of_channels_is_refused(channels, execution):
+    layer = EpitomeConv2d(6, 4, 1, positions="none", execution=execution)
+    with pytest.raises(InputError, match=f"takes 6 channels, and the input of .* has {channels}"):
+        layer(torch.randn(1, channels, 4, 4))
+    with pytest.raises(InputError, match=f"takes 6 channels, and the input of .* has {channels}"):
+        EpitomeLinear(6, 64, positions="none", execution=execution)(torch.randn(2, channels))
+
+
+@pytest.mark.parametrize("execution", ["materialised", "reuse"])
+@pytest.mark.parametrize("share", ["in", "out"])
+def test_autocast_gives_halves_as_the_ordinary_layers(execution, share):
+    conv = EpitomeConv2d(64, 64, 1, share=share, positions="none", execution=execution)
+    linear = EpitomeLinear(64, 64, share=share, positions="none", execution=execution)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert conv(torch.randn(1, 64, 2, 2)).dtype == torch.bfloat16
+        assert linear(torch.randn(1, 64)).dtype == torch.bfloat16
+
+
+def test_offsets_in_space_are_within_their_bounds():
+    layer = EpitomeConv2d(8, 6, 2, multiplier=0.25, epitome_size=(3, 4))
+    layer.positions.data[:] = torch.tensor([[9.0, 9.0, 9.0], [-1.0, -1.0, -1.0], [0.5, 0.5, 0.5], [0, 0, 0]])
+    assert layer.offsets().tolist() == [[9, 1, 2], [-1, 0, 0], [0.5, 0.5, 0.5], [0, 0, 0]]
+
+
 def test_channels_last_stays_and_gives_the_same():
     for share in ("in", "out"):
         layer = EpitomeConv2d(32, 32, 1, share=share, positions="none", bias=False)
