@@ -24,8 +24,8 @@ class EpitomeConv1d(EpitomeLayer):
         in_channels (M), out_channels (N), kernel_size (L), stride, padding, dilation, bias: as in nn.Conv1d.
         sampling_stride: S, between the windows of consecutive filters.
         repeats: C, of Phi along input channels.
-        shrink: rho >= 1; Phi gets the length max(L, ceil(L* / rho)), and windows begin evenly spread over it. Ours, for
-            NES's Table 5, whose rule is not known.
+        shrink: rho >= 1; Phi gets the length max(L, ceil(L* / rho)), and windows begin evenly spread over it. Where that
+            is L, all filters are the same. Ours, for NES's Table 5, whose rule is not known.
         positions: "param" learns delta, one for each filter (ours: no shape is stated), "none" is WSNet; with "feature"
             an IndexLearner gives delta = (L* - L) * (2 * sigmoid(z) - 1), which begins near 0 (ours).
         map_momentum, depthwise_learner, quantize_bits: as in EpitomeConv2d.
@@ -81,9 +81,7 @@ class EpitomeConv1d(EpitomeLayer):
         nn.init.normal_(self.epitome, std=0.01)  # as SoundNet's
         self.register_parameter("bias", nn.Parameter(torch.zeros(out_channels)) if bias else None)
         self.last = shape[1] - length  # where the last window may begin
-        if self.last == 0 < out_channels - 1:
-            raise InputError(f"with {shrink=} all {out_channels} filters would be the same: take a smaller one")
-        self.spacing = sampling_stride if shape[1] == full else self.last / (out_channels - 1)  # of windows
+        self.spacing = sampling_stride if shape[1] == full else self.last / max(out_channels - 1, 1)  # of windows
         self._place(torch.zeros(out_channels), in_channels, 1, depthwise_learner)
 
     def _from_learner(self, z: Tensor) -> Tensor:

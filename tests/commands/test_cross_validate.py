@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import wandb
 
 import datamodules
 import frugal
@@ -54,7 +55,8 @@ def here(tmp_path, monkeypatch):
     Path("configs").mkdir()
     Path("configs/small.yaml").write_text(CONFIG)
     monkeypatch.setattr(datamodules, "Folded", Folded, raising=False)
-    monkeypatch.delenv("WANDB_RUN_GROUP", raising=False)
+    monkeypatch.setenv("WANDB_RUN_GROUP", "")  # to be put back, for the command sets it
+    monkeypatch.delenv("WANDB_RUN_GROUP")
     calls = []
 
     def process(*arguments):
@@ -63,6 +65,8 @@ def here(tmp_path, monkeypatch):
             frugal.main(list(arguments))
         except SystemExit as stop:
             return stop.code or 0
+        finally:
+            wandb.finish()  # as a process of its own would
         return 0
 
     monkeypatch.setattr(seeds, "process", process)
@@ -145,8 +149,6 @@ def test_a_run_of_another_process_is_not_renamed(here, capsys):
 
 
 def test_folds_and_their_summary_are_one_group_in_wandb(here, monkeypatch):
-    import wandb
-
     logged = []
 
     class Run:
