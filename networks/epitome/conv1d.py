@@ -24,8 +24,8 @@ class EpitomeConv1d(EpitomeLayer):
         in_channels (M), out_channels (N), kernel_size (L), stride, padding, dilation, bias: as in nn.Conv1d.
         sampling_stride: S, between the windows of consecutive filters.
         repeats: C, of Phi along input channels.
-        shrink: rho >= 1; Phi gets the length max(L, ceil(L* / rho)), and windows begin evenly spread over it. Where that
-            is L, all filters are the same. Ours, for NES's Table 5, whose rule is not known.
+        shrink: rho >= 1; Phi gets the length max(L, ceil(L* / rho)), and windows begin evenly spread over it. Where
+            that is L, all filters are the same. Ours, for NES's Table 5, whose rule is not known.
         positions: "param" learns delta, one for each filter (ours: no shape is stated), "none" is WSNet; with "feature"
             an IndexLearner gives delta = (L* - L) * (2 * sigmoid(z) - 1), which begins near 0 (ours).
         map_momentum, depthwise_learner, quantize_bits: as in EpitomeConv2d.
