@@ -69,7 +69,13 @@ for m, params, flops, routing in (
 ):
     recipe = f"cifar10/mobilenetv2_{str(m).replace('.', '')}"
     SPEC[recipe] = ("epitome_mobilenetv2_cifar", {"multiplier": m}, params, flops, routing)
-OURS = {"imagenet/mobilenetv2_a", "digits/conv2", "esc50/short/ws25", "esc50/short/ws25_learned"}
+OURS = {
+    "imagenet/mobilenetv2_a",
+    "digits/conv2",
+    "esc50/short/ws25",
+    "esc50/short/ws25_learned",
+    "esc50/short/ws25_learned_100x",
+}
 OURS |= {"cifar10/short/mobilenetv2_05"}  # not rows of a table, or their multipliers are not known
 
 
