@@ -5,7 +5,6 @@ import math
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from networks.epitome.base import Execution, Positions
 from networks.epitome.surgery import WindowRule, apply
 from networks.errors import InputError
 from networks.registry import register
@@ -134,9 +133,7 @@ def wsnet_esc50(
     repeats: tuple[int, ...] = PRESETS["ws25"][1],
     shrink: float = 1.0,
     learn_offsets: bool = True,
-    positions: Positions | None = None,
     quantize_bits: int | None = None,
-    execution: Execution = "auto",
     num_classes: int = 50,
     in_chans: int = 1,
 ) -> nn.Module:
@@ -150,9 +147,7 @@ def wsnet_esc50(
         repeats: C of the eight convolutions.
         shrink: rho, by which condensed filters are shorter still (NES Table 5; our rule).
         learn_offsets: learn where filters begin; else they stay where WSNet has them.
-        positions: another source of offsets than these two, as in EpitomeConv1d.
         quantize_bits: compute with condensed filters on 2^bits levels: 8 for WSNet's quantised rows.
-        execution: as in EpitomeConv1d.
         num_classes, in_chans: as in SoundNet8ESC50.
 
     Raises:
@@ -160,8 +155,7 @@ def wsnet_esc50(
     """
     network = SoundNet8ESC50(num_classes, in_chans)
     rule = WindowRule(r"conv\d\.conv$", tuple(strides), tuple(repeats), shrink)
-    source = positions or ("param" if learn_offsets else "none")
-    apply(network, [rule], positions=source, quantize_bits=quantize_bits, execution=execution)
+    apply(network, [rule], positions="param" if learn_offsets else "none", quantize_bits=quantize_bits)
     return network
 
 
