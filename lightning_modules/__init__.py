@@ -4,5 +4,6 @@ from lightning_modules.biprop import Biprop
 from lightning_modules.classifier import Classifier
 from lightning_modules.epitome import Epitome
 from lightning_modules.expert_binary import ExpertBinary
+from lightning_modules.rexnet import ReXNet
 
-__all__ = ["Biprop", "Classifier", "Epitome", "ExpertBinary"]
+__all__ = ["Biprop", "Classifier", "Epitome", "ExpertBinary", "ReXNet"]

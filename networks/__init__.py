@@ -1,6 +1,6 @@
 """Networks, layers and surgery in pure PyTorch. Importing it registers every architecture with timm."""
 
-from networks import binarize, biprop, bits, complexity, epitome, expert_binary, registry, surgery
+from networks import binarize, biprop, bits, complexity, epitome, expert_binary, registry, rexnet, surgery
 from networks.errors import InputError
 from networks.registry import create
 
@@ -14,5 +14,6 @@ __all__ = [
     "epitome",
     "expert_binary",
     "registry",
+    "rexnet",
     "surgery",
 ]
