@@ -92,12 +92,12 @@ def draw(epochs: list[int], history: list[dict[str, dict[str, float]]], path: st
         values = np.array([[row[name].get(layer, np.nan) for row in history] for layer in layers])
         wide = np.nanmin(values) > 0 and np.nanmax(values) > 10 * np.nanmin(values)
         scale: dict[str, Any] = {"norm": LogNorm()} if wide else {}
-        if name.endswith("share"):  # panels of shares are there to be compared
+        if name.endswith(("share", "coverage")):  # panels of shares are there to be compared
             scale = {"vmin": 0, "vmax": 1}
         image = axes.imshow(values, aspect="auto", interpolation="nearest", extent=extent, **scale)
         figure.colorbar(image, ax=axes)
         labelled = i % columns == 0
         axes.set_yticks(range(len(layers)), layers if labelled else [], fontsize=8 if len(layers) < 60 else 4)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.set(xlabel="epoch", title=name.replace("_", " "))
     figure.savefig(path, dpi=120 if rows == 1 else 90)

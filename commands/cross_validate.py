@@ -88,6 +88,7 @@ def _build(given: list[str]) -> Any:
 def summary(configs: list[str], overrides: list[str], seed: int, folders: dict[int, Path]) -> dict[str, Any]:
     """What the runs measured, and a confusion matrix over all of them: true classes by predicted ones."""
     runs = [{"fold": fold, "seed": seed, **seeds.run(folder)} for fold, folder in folders.items()]
+    seeds.warn_of_other_code(runs)
     classes, counts = confusion([folder / "predict/predictions.csv" for folder in folders.values()])
     return {
         **seeds.described(configs, overrides),

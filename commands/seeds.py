@@ -127,7 +127,15 @@ def process(*arguments: str) -> int:
 def summary(configs: list[str], overrides: list[str], folders: dict[int, Path]) -> dict[str, Any]:
     """What the runs measured, with where and how."""
     runs = [{"seed": seed, **run(folder)} for seed, folder in folders.items()]
+    warn_of_other_code(runs)
     return {**described(configs, overrides), "seeds": list(folders), "metrics": spreads(runs), "runs": runs}
+
+
+def warn_of_other_code(runs: list[dict[str, Any]]) -> None:
+    """Runs that were kept from before may be of other code, which the summary of all does not show."""
+    commits = {str(run["commit"])[:7] + ("+" if run["uncommitted_changes"] else "") for run in runs}
+    if len(commits) > 1 or any(commit.endswith("+") for commit in commits):
+        print(f"mind: these runs are of {', '.join(sorted(commits))} (+: with uncommitted changes)", file=sys.stderr)
 
 
 def described(configs: list[str], overrides: list[str]) -> dict[str, Any]:

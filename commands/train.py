@@ -9,13 +9,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from jsonargparse import Namespace
 from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from callbacks import (
     AtomicCheckpointIO,
@@ -163,7 +165,13 @@ class FrugalCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer | None:  # type: ignore[override]
         if not self.subcommand:
             return None
-        trainer = super().instantiate_trainer(**kwargs)
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except MisconfigurationException as error:
+            raise InputError(
+                f"trainer: {str(error).rstrip('.!')}; torch sees {torch.cuda.device_count()} GPUs here: leave the "
+                "hardware overlay out, or give --trainer.accelerator and --trainer.devices"
+            ) from error
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # unless a plugin was given
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         if not getattr(self.datamodule, "validates", True):  # then no epoch is the best one: last.ckpt is the result
@@ -241,6 +249,8 @@ class FrugalCLI(LightningCLI):
         check_gpus(self.trainer)
         if self.ckpt_path:
             resume.check(self.ckpt_path, self.checkpoint, self.model)
+            if subcommand != "fit":
+                self._say_whether_unfinished()
         if self.ticket:
             if not isinstance(self.model, Biprop):
                 raise InputError(f"{self.ticket} is a ticket of Biprop's, not of {type(self.model).__name__}'s")
@@ -257,6 +267,15 @@ class FrugalCLI(LightningCLI):
         if subcommand == "fit":
             self._prepare_fit()
         return {**kwargs, "ckpt_path": self.ckpt_path, "weights_only": True}
+
+    def _say_whether_unfinished(self) -> None:
+        """A run that was stopped can be scored, but its score is not that of the recipe."""
+        if self.ckpt_path and self.ckpt_path.stem == "last" and "loops" in self.checkpoint:
+            done, wanted = resume.epochs_done(self.checkpoint), self.trainer.max_epochs
+            if wanted is not None and done < wanted:
+                rank_zero_warn(
+                    f"{self.ckpt_path} has {done} of {wanted} epochs: `frugal fit ... --ckpt_path last` goes on"
+                )
 
     def _prepare_fit(self) -> None:
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]

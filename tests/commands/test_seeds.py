@@ -118,3 +118,15 @@ def test_refusals_and_interruptions(here, capsys, monkeypatch):
     assert stop.value.code == 143
     assert "seed 0 has stopped; the same command goes on from there" in capsys.readouterr().err
     assert not Path("results").exists()
+
+
+def test_runs_of_other_code_are_told(capsys):
+    def run(commit, changed=False):
+        return {"commit": commit, "uncommitted_changes": changed}
+
+    seeds.warn_of_other_code([run("a" * 40), run("a" * 40)])
+    assert not capsys.readouterr().err
+    seeds.warn_of_other_code([run("a" * 40), run("b" * 40, True)])
+    assert "these runs are of aaaaaaa, bbbbbbb+" in capsys.readouterr().err
+    seeds.warn_of_other_code([run("a" * 40, True)])
+    assert "aaaaaaa+" in capsys.readouterr().err

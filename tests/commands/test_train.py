@@ -161,6 +161,11 @@ def test_two_processes_predict_each_sample_once(here):
     assert len(list(Path("runs").rglob("offline-run-*/run-*.wandb"))) == 1
 
 
+def test_a_run_that_is_not_finished_is_scored_with_a_warning(here):
+    with pytest.warns(UserWarning, match=r"last\.ckpt has 3 of 5 epochs: .* --ckpt_path last"):
+        run("test", "-c", "configs/small.yaml", "--trainer.max_epochs", 5)
+
+
 def test_weights_as_built_can_be_tested_on_request(here):
     run("test", "-c", "configs/small.yaml", "--ckpt_path", "null")
     (row,) = read_csv("runs/small/seed0/test/metrics.csv")
@@ -285,6 +290,7 @@ def test_users_own_classes_in_the_working_directory(here):
         (["--data.batch_size", "0"], 1, "data.batch_size=0 is the total"),
         (["--weights_only", "false"], 2, "weights_only"),
         (["--ckpt_path", "nowhere.ckpt"], 1, "no checkpoint at nowhere.ckpt; --ckpt_path takes a file, last or best"),
+        (["--trainer.accelerator", "mps"], 1, "leave the hardware overlay out, or give --trainer.accelerator"),
         (["--data.batch_size", "33", "--trainer.accumulate_grad_batches", "2"], 1, "data.batch_size=33 is the total"),
     ],
 )
