@@ -13,6 +13,7 @@ COMMANDS = {
     "seeds": ("train and test a config with several seeds: mean and standard error", "commands.seeds"),
     "steps": ("train and test a config after all the configs that it starts from", "commands.steps"),
     "cross-validate": ("train and test a config on each fold of its data", "commands.cross_validate"),
+    "search": ("draw channel lists within a budget, train and rank them", "studies.channel_search"),
     "export": ("write a ticket to a file: frugal export CHECKPOINT --ticket FILE", "commands.export"),
     "count": ("show what a network costs: parameters, FLOPs, BOPs, stored bits", "commands.count"),
 }

@@ -148,7 +148,7 @@ def rexnet_plain(
 def channel_search_net(
     channels: Sequence[int],
     stem: int = 32,
-    first: int | None = 16,
+    first: int = 16,
     strided: Sequence[int] | None = None,
     expansion: int = 6,
     penultimate: int = 1024,
@@ -164,7 +164,7 @@ def channel_search_net(
     Args:
         channels: c_1 ... c_d of the searched blocks, which must not decrease.
         stem: channels of the first convolution, 3x3 of stride 1.
-        first: channels of a block of expansion 1 before the searched ones; None leaves it out.
+        first: channels of a block of expansion 1 before the searched ones; 0 leaves it out.
         strided: numbers of the blocks of stride 2, from 1; None is d // 3 + 1 and 2 (d // 3) + 1.
         expansion: of the searched blocks.
         penultimate: channels of the last 1x1 convolution.
@@ -185,7 +185,7 @@ def channel_search_net(
         raise InputError(f"strided={list(strided)} names blocks outside 1 to {len(channels)}")
     strides = [2 if block in strided else 1 for block in range(1, len(channels) + 1)]
     expansions = [expansion] * len(channels)
-    if first is not None:
+    if first:
         channels, strides, expansions = [first, *channels], [1, *strides], [1, *expansions]
     return BottleneckNet(
         channels, strides, expansions, stem, 1, penultimate, num_classes, in_chans, activation, outer_activation

@@ -27,6 +27,7 @@ class Around:
 
     stem: int = 32
     first: int = 16
+    strided: tuple[int, ...] | None = None
     expansion: int = 6
     penultimate: int = 1024
     side: int = 32  # of the images
@@ -42,40 +43,47 @@ def stride_blocks(blocks: int) -> tuple[int, ...]:
 
 def params(channels: Lists, classes: int | None = 10, around: Around = PAPER) -> Lists:
     """Parameters, (n,), with a linear head for so many classes, or with None without one."""
-    stem, first, t, last = around.stem, around.first, around.expansion, around.penultimate
-    before, after = _neighbours(channels, first)
-    outside = 27 * stem + 2 * stem + 9 * stem + 2 * stem + stem * first + 2 * first + 2 * last
+    t, last, before, after = around.expansion, around.penultimate, *_neighbours(channels, around)
     blocks = t * before * (before + after + 9 + 4) + 2 * after
     head = 0 if classes is None else (last + 1) * classes
-    return blocks.sum(1) + last * channels[:, -1] + outside + head
+    return blocks.sum(1) + last * (channels[:, -1] + 2) + sum(_outside(around)) + head
 
 
 def macs(channels: Lists, classes: int = 100, around: Around = PAPER) -> Lists:
     """Multiply-adds of convolutions and head for one image, (n,)."""
-    stem, first, t, last = around.stem, around.first, around.expansion, around.penultimate
-    (before, after), (enter, leave) = _neighbours(channels, first), _pixels(channels.shape[1], around)
-    outside = (27 * stem + 9 * stem + stem * first) * around.side**2 + last * classes
+    t, last, before, after = around.expansion, around.penultimate, *_neighbours(channels, around)
+    enter, leave = _pixels(channels.shape[1], around)
     blocks = t * before * (before * enter + (9 + after) * leave)
-    return blocks.sum(1) + last * channels[:, -1] * leave[-1] + outside
+    return blocks.sum(1) + last * (channels[:, -1] * leave[-1] + classes) + _outside(around)[0] * around.side**2
 
 
 def flops(channels: Lists, classes: int = 100, around: Around = PAPER) -> Lists:
     """Multiply-adds, and two for each normalised element: what the published columns fit, (n,)."""
-    (before, after), (enter, leave) = _neighbours(channels, around.first), _pixels(channels.shape[1], around)
+    before, after = _neighbours(channels, around)
+    enter, leave = _pixels(channels.shape[1], around)
     normalised = (around.expansion * before * (enter + leave) + after * leave).sum(1)
-    outside = (2 * around.stem + around.first) * around.side**2 + around.penultimate * leave[-1]
+    outside = _outside(around)[1] // 2 * around.side**2 + around.penultimate * leave[-1]
     return macs(channels, classes, around) + 2 * (normalised + outside)
 
 
-def _neighbours(channels: Lists, first: int) -> tuple[Lists, Lists]:
+def _outside(around: Around) -> tuple[int, int]:
+    """Parameters of the convolutions before the searched blocks, and of their normalisations (two for a channel)."""
+    stem, first = around.stem, around.first
+    if not first:
+        return 27 * stem, 2 * stem
+    return 27 * stem + 9 * stem + stem * first, 2 * (stem + stem + first)
+
+
+def _neighbours(channels: Lists, around: Around) -> tuple[Lists, Lists]:
     """Channels entering and leaving each block, (n, d) each."""
+    first = around.first or around.stem
     return np.concatenate((np.full((len(channels), 1), first), channels[:, :-1]), 1), channels
 
 
 def _pixels(blocks: int, around: Around) -> tuple[Lists, Lists]:
     """Pixels of the maps entering and leaving each block, (d,) each."""
-    strided = np.isin(np.arange(1, blocks + 1), stride_blocks(blocks))
-    sides = around.side // 2 ** np.concatenate(([0], strided.cumsum()))
+    halved = np.isin(np.arange(1, blocks + 1), stride_blocks(blocks) if around.strided is None else around.strided)
+    sides = around.side // 2 ** np.concatenate(([0], halved.cumsum()))
     return sides[:-1] ** 2, sides[1:] ** 2
 
 
@@ -118,7 +126,7 @@ class Budget:
 
 # Tolerances are ours: with them the sampler spreads as the paper prints. Budget (d) says 300 M, and all
 # its groups are at 351 M.
-BUDGETS = {
+BUDGETS: dict[str, Budget] = {
     "a": Budget(5, 30e6, 0.05, 0.2e6, 0.06),
     "b": Budget(9, 100e6, 0.12, 0.5e6, 0.06),
     "c": Budget(9, 200e6, 0.15, 1.0e6, 0.06),
@@ -132,7 +140,7 @@ BUDGETS = {
 }
 
 # The best and the worst list that the paper prints for a budget, with their top-1 on CIFAR-100 in percent (Table 1).
-PUBLISHED = {
+PUBLISHED: dict[str, dict[str, tuple[tuple[int, ...], float]]] = {
     "a": {"best": ((34, 34, 45, 55, 66), 63.4), "worst": ((36, 36, 36, 36, 83), 61.1)},
     "b": {"best": ((24, 33, 42, 50, 59, 68, 77, 85, 94), 68.9), "worst": ((*(39,) * 7, 87, 158), 67.6)},
     "c": {"best": ((30, 45, 59, 74, 88, 103, 117, 132, 146), 71.1), "worst": ((47, 47, *(70,) * 6, 364), 69.6)},

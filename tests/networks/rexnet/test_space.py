@@ -61,25 +61,36 @@ def test_closed_forms_are_what_is_built(channels):
     assert report.flops == space.macs(np.array([channels]))[0]
 
 
-def test_closed_forms_with_other_surroundings():
-    around = Around(stem=24, first=8, expansion=4, penultimate=640)
-    net = build([20, 30, 40], stem=24, first=8, expansion=4, penultimate=640, num_classes=10)
-    report = count(net, (3, 32, 32))
-    assert report.params == space.params(np.array([[20, 30, 40]]), 10, around)[0]
-    assert report.flops == space.macs(np.array([[20, 30, 40]]), 10, around)[0]
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"stem": 24, "first": 8, "expansion": 4, "penultimate": 640},
+        {"stem": 90, "first": 0, "strided": (1, 3), "penultimate": 960},
+    ],
+)
+def test_closed_forms_with_other_surroundings(options):
+    net = build([20, 30, 40], num_classes=10, **options)
+    report, lists = count(net, (3, 32, 32)), np.array([[20, 30, 40]])
+    assert report.params == space.params(lists, 10, Around(**options))[0]
+    assert report.flops == space.macs(lists, 10, Around(**options))[0]
+    assert normalised(net) == (space.flops(lists, 10, Around(**options)) - report.flops)[0] / 2
 
 
-@pytest.mark.parametrize("blocks", [5, 9, 13])
-def test_normalised_elements(blocks):
-    """FLOPs(bn2) less multiply-adds are twice the elements that batch normalisations of the built network give."""
-    channels = list(range(20, 20 + 3 * blocks, 3))
-    net, elements = build(channels), []
+def normalised(net):
+    """Elements that the batch normalisations of a built network give."""
+    elements = []
     for module in net.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.register_forward_hook(lambda _, args, out: elements.append(out[0].numel()))
     net(torch.empty(1, 3, 32, 32, device="meta"))
+    return sum(elements)
+
+
+@pytest.mark.parametrize("blocks", [5, 9, 13])
+def test_normalised_elements_count_twice(blocks):
+    channels = list(range(20, 20 + 3 * blocks, 3))
     both = np.array([channels])
-    assert space.flops(both)[0] - space.macs(both)[0] == 2 * sum(elements)
+    assert space.flops(both)[0] - space.macs(both)[0] == 2 * normalised(build(channels))
 
 
 @pytest.mark.parametrize(("blocks", "strided"), [(5, (2, 3)), (9, (4, 7)), (13, (5, 9))])

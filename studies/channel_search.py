@@ -1,0 +1,132 @@
+"""`frugal search`: draw channel lists within a budget, train each, rank them (Han et al., CVPR 2021, Section 4)."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from callbacks.record import provenance
+from commands.run_folder import config_path, lock, typed_configs
+from commands.seeds import write
+from networks import InputError
+from networks.rexnet.space import PUBLISHED, Around
+from studies import pool, ranking
+from studies.search_options import Pool, Search, SearchCLI
+from studies.trials import Trial
+
+CHOSEN = ("--seed_everything", "--trainer.default_root_dir")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Search, and show what was found."""
+    given = list(arguments)
+    for name in CHOSEN:
+        if any(argument.split("=")[0] == name for argument in given):
+            raise InputError(f"{name} is chosen for each trial: leave it out, and see --search.seeds")
+    configs = typed_configs(given)
+    cli = SearchCLI(given)
+    options = cli.config_init
+    folder = Path("runs") / config_path(configs)
+    with lock(folder):
+        study = Study(folder, options["search"], cli.around, cli.recipe, cli.datamodule.num_classes)
+        cli.datamodule.prepare_data()
+        cli.datamodule.setup("fit")
+        study.run(given, options["ray"])
+    result = {"config": configs[0] if configs else None, "arguments": given, **study.result(), **provenance()}
+    write(result, Path("results") / f"{config_path(configs)}.json")
+    ranking.draw(result, folder / "widths.png")
+    print(folder / "widths.png")
+    for table in ranking.tables(result):
+        Console().print(table)
+
+
+class Study:
+    """A folder of trials: study.json says of what, trials/<list>_seed<k>.json what each one gave.
+
+    Raises:
+        InputError: the folder has a study of another budget or recipe, and all that the search refuses.
+    """
+
+    def __init__(self, folder: Path, search: Search, around: Around, recipe: dict[str, Any], classes: int) -> None:
+        self.folder, self.search, self.around = folder, search, around
+        self.recipe, self.classes = recipe, classes
+        self.lists = search.channel_lists(around)
+        own = {"budget": asdict(search.limits), "draw_seed": search.draw_seed, "recipe": recipe}
+        _refuse_another(folder / "study.json", json.loads(json.dumps(own)))
+        (folder / "trials").mkdir(parents=True, exist_ok=True)
+        _write_whole(folder / "study.json", own)
+
+    def run(self, arguments: list[str], workers: Pool) -> None:
+        """Train what is not trained yet."""
+        first, *others = self.search.seeds
+        if self.search.mode == "faithful":
+            wanted = [Trial(channels, seed) for seed in self.search.seeds for channels in self.lists]
+            self._train(arguments, workers, wanted)
+            return
+        screened = [Trial(channels, first) for channels in self.lists]
+        self._train(arguments, workers, screened)
+        chosen = ranking.near_the_tenths([self._read(trial)["top1"] for trial in screened])
+        self._train(arguments, workers, [Trial(self.lists[place], seed) for seed in others for place in chosen])
+
+    def _train(self, arguments: list[str], workers: Pool, trials: list[Trial]) -> None:
+        missing = [trial for trial in trials if not self._path(trial).is_file()]
+        group = self.folder.relative_to("runs").as_posix()
+
+        def keep(measured: dict[str, Any]) -> None:
+            _write_whole(self._path(Trial(tuple(measured["channels"]), measured["seed"])), measured)
+
+        pool.run(arguments, missing, workers, group, keep, done=len(trials) - len(missing))
+
+    def _path(self, trial: Trial) -> Path:
+        return self.folder / "trials" / f"{trial.name}.json"
+
+    def _read(self, trial: Trial) -> Any:
+        return json.loads(self._path(trial).read_text())
+
+    def result(self) -> dict[str, Any]:
+        """All that was measured, from the best list on, and the groups."""
+        lists = []
+        for channels in self.lists:
+            trials = [Trial(channels, seed) for seed in self.search.seeds]
+            runs = [self._read(trial) for trial in trials if self._path(trial).is_file()]
+            kept = [{name: value for name, value in run.items() if name != "channels"} for run in runs]
+            cost = ranking.costs(channels, self.classes, self.around)
+            lists.append({"channels": list(channels), **cost, "runs": kept})
+        return {
+            "budget": {"name": self.search.name, **asdict(self.search.limits)},
+            "seeds": self.search.seeds,
+            "mode": self.search.mode,
+            "recipe": self.recipe,
+            **ranking.ranked(lists, PUBLISHED.get(self.search.name, {})),
+        }
+
+
+def _refuse_another(path: Path, own: dict[str, Any]) -> None:
+    if not path.is_file():
+        return
+    kept = json.loads(path.read_text())
+    for name in own:
+        if kept.get(name) != own[name]:
+            raise InputError(
+                f"{path.parent} holds a study of another {name} ({_difference(kept.get(name), own[name])}): rename "
+                "that folder, or give this study a config of another name"
+            )
+
+
+def _difference(before: Any, now: Any, key: str = "") -> str:
+    """The first thing in which two values differ, with its key."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in sorted(before.keys() | now.keys()):
+            if before.get(name) != now.get(name):
+                return _difference(before.get(name), now.get(name), f"{key}.{name}" if key else name)
+    return f"{key} {before}, now {now}".strip()
+
+
+def _write_whole(path: Path, content: Any) -> None:
+    """Write JSON so that the file is there whole or not at all."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(content, indent=1) + "\n")
+    part.replace(path)
