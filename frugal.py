@@ -14,6 +14,7 @@ COMMANDS = {
     "steps": ("train and test a config after all the configs that it starts from", "commands.steps"),
     "cross-validate": ("train and test a config on each fold of its data", "commands.cross_validate"),
     "search": ("draw channel lists within a budget, train and rank them", "studies.channel_search"),
+    "rank": ("measure ranks of the features of random layers", "studies.rank"),
     "export": ("write a ticket to a file: frugal export CHECKPOINT --ticket FILE", "commands.export"),
     "count": ("show what a network costs: parameters, FLOPs, BOPs, stored bits", "commands.count"),
 }
