@@ -147,14 +147,20 @@ class SearchCLI(FrugalCLI):
         init_args = self.config.model.init_args
         if init_args.get("network") != NETWORK or "channels" in (init_args.network_args or {}):
             raise InputError(f"a search trains {NETWORK}, whose channels it chooses: leave model.network and those out")
-        around = {f.name for f in fields(Around)} & (init_args.network_args or {}).keys()
-        self.around = Around(**{name: init_args.network_args[name] for name in around})
-        init_args.network_args = {**(init_args.network_args or {}), "channels": list(self.channels)}
+        self.network_args = init_args.network_args or {}
+        init_args.network_args = {**self.network_args, "channels": list(self.channels)}
         if self.config.trainer.logger in (None, True):
             self.config.trainer.logger = False  # a trial's curve is in its record
         for logger in _listed(self.config.trainer.logger):
             known = {name: value for name, value in self.logger_args.items() if name in logger.init_args}
             logger.init_args.update(Namespace(known))
+
+    @property
+    def around(self) -> Around:
+        """What stands around the searched blocks."""
+        given = {f.name for f in fields(Around)} & self.network_args.keys()
+        in_chans, side = self.datamodule.input_size[0], self.datamodule.input_size[-1]
+        return Around(**{name: self.network_args[name] for name in given}, in_chans=in_chans, side=side)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """One that trains a trial: no files, no bars, one device."""

@@ -73,7 +73,7 @@ class _ChannelLayer(EpitomeLayer):
         along = torch.arange(self.blocks) * (n / self.blocks if init == "spread" else 0.0)
         still = torch.zeros(self.blocks)
         initial = along if self._flat() else torch.stack([along, still, still], 1)
-        self._place(initial, self.size[1], 2, depthwise_learner)
+        self._place(initial, self.size[1], len(self.size) - 2, depthwise_learner)
 
     def _cell(self, positions: Tensor) -> Cell:
         """Of the shared axis."""

@@ -15,12 +15,14 @@ class IndexLearner(nn.Module):
     Args:
         channels: I, of the layer's input.
         positions: length of z.
-        dims: spatial axes of the input, 1 or 2.
-        depthwise: a depthwise first convolution: 9 * I instead of 9 * I^2 weights. Ours.
+        dims: spatial axes of the input: 1, 2, or 0 of linear layers, where of the 3x3 weights one would see data, and
+            the first convolution is 1x1.
+        depthwise: a depthwise first convolution: 9 I instead of 9 I^2 weights. Ours.
         last_norm: the authors' second normalisation.
 
     Shape:
-        x: (B, I, H, W) or (B, I, T); returns z (positions,), or with `last_norm` z / ||z||.
+        x: (B, I, H, W), of linear layers (B, I, 1, 1), or (B, I, T).
+        Returns z (positions,), or with `last_norm` z / ||z||.
     """
 
     def __init__(
@@ -29,13 +31,15 @@ class IndexLearner(nn.Module):
         super().__init__()
         conv: type[nn.Conv1d] | type[nn.Conv2d] = nn.Conv1d if dims == 1 else nn.Conv2d
         norm: type[nn.BatchNorm1d] | type[nn.BatchNorm2d] = nn.BatchNorm1d if dims == 1 else nn.BatchNorm2d
-        self.conv1 = conv(channels, channels, 3, 2, bias=False, groups=channels if depthwise else 1)
+        self.conv1 = conv(channels, channels, 3 if dims else 1, 2, bias=False, groups=channels if depthwise else 1)
         self.norm1 = norm(channels)
         self.conv2 = conv(channels, positions, 1, bias=False)
         self.norm2 = norm(positions) if last_norm else None
 
     def forward(self, x: Tensor) -> Tensor:
-        missing = [max(3 - size, 0) for size in x.shape[:1:-1]]  # of the last axis first, as F.pad wants it
+        missing = [
+            max(self.conv1.kernel_size[0] - size, 0) for size in x.shape[:1:-1]
+        ]  # of the last axis first, as F.pad wants it
         if any(missing):
             x = F.pad(x, [side for size in missing for side in (0, size)])
         z = self.conv2(F.relu6(self.norm1(self.conv1(x))))

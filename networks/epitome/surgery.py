@@ -90,6 +90,12 @@ def apply(network: nn.Module, rules: Sequence[AnyRule] | float = 0.5, **options:
     weighted = [name for name, layer in network.named_modules() if isinstance(layer, WEIGHTED)]
     if isinstance(rules, float | int):
         inner = "|".join(map(re.escape, weighted[1:-1]))
+        if not inner:
+            has = "has its epitomes already" if epitome_layers(network) else "has no other"
+            raise InputError(
+                f"rules={rules} leave out the first and the last layer with weights, and the network {has}: give a "
+                'list, such as [{pattern: ".*"}]'
+            )
         rules = [Rule(f"^({inner})$", "in", float(rules))]
     planned = _plan(network, rules)
     last = {weighted[-1], *_classifiers(network)} if weighted else set()
@@ -143,7 +149,9 @@ def _plan(network: nn.Module, rules: Sequence[AnyRule]) -> dict[str, tuple[AnyRu
         ]
         if not names:
             kinds = "2-D convolution or linear layer" if isinstance(rule, Rule) else "1-D convolution"
-            raise InputError(f"{rule}: the network has no such {kinds} left to replace")
+            left = [name for name, layer in network.named_modules() if type(layer) in types and name not in planned]
+            named = f"; it has {', '.join(left[:3])}{', ...' if len(left) > 3 else ''}" if left else ""
+            raise InputError(f"{rule}: the network has no such {kinds} left to replace{named}")
         if isinstance(rule, Rule):
             columns = {"multiplier": _each(rule, "multiplier", len(names)), "share": [rule.share] * len(names)}
         else:

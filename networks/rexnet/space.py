@@ -30,7 +30,8 @@ class Around:
     strided: tuple[int, ...] | None = None
     expansion: int = 6
     penultimate: int = 1024
-    side: int = 32  # of the images
+    in_chans: int = 3  # of the images
+    side: int = 32
 
 
 PAPER = Around()
@@ -70,8 +71,8 @@ def _outside(around: Around) -> tuple[int, int]:
     """Parameters of the convolutions before the searched blocks, and of their normalisations (two for a channel)."""
     stem, first = around.stem, around.first
     if not first:
-        return 27 * stem, 2 * stem
-    return 27 * stem + 9 * stem + stem * first, 2 * (stem + stem + first)
+        return 9 * around.in_chans * stem, 2 * stem
+    return 9 * around.in_chans * stem + 9 * stem + stem * first, 2 * (stem + stem + first)
 
 
 def _neighbours(channels: Lists, around: Around) -> tuple[Lists, Lists]:

@@ -117,7 +117,7 @@ def test_materialised_and_frozen_networks_give_the_same():
 @pytest.mark.parametrize(
     ("rules", "what"),
     [
-        ([Rule("nowhere")], "no such 2-D convolution or linear layer"),
+        ([Rule("nowhere")], "no such 2-D convolution or linear layer left to replace; it has 0, 2, 3"),
         ([WindowRule("")], "no such 1-D convolution"),
         ([Rule("^3$")], "no such"),  # depthwise
         ([Rule("^7$", "out", 0.5)], "classes would have the same scores"),
@@ -132,6 +132,16 @@ def test_what_cannot_be_is_refused_and_nothing_is_touched(rules, what):
     with pytest.raises(InputError, match=what):
         networks.epitome.apply(net, rules)
     assert repr(net) == before
+
+
+def test_a_number_finds_inner_layers_or_says_why_not():
+    net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4))
+    with pytest.raises(InputError, match=r"rules=0\.5 leave out the first and the last .* the network has no other"):
+        networks.epitome.apply(net, 0.5)
+    net = small()
+    networks.epitome.apply(net, [Rule(".*")])
+    with pytest.raises(InputError, match=r"the network has its epitomes already"):
+        networks.epitome.apply(net, 0.5)
 
 
 def test_the_scores_of_a_second_classifier_are_not_tied_either():

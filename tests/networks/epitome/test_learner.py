@@ -35,6 +35,14 @@ def test_feature_gradients_reach_both_convolutions(kind):
     assert layer.learner.conv2.weight.grad.abs().max() > 0
 
 
+def test_every_weight_of_a_learner_can_learn():
+    """Also that of linear layers, whose inputs have no neighbours for a 3x3 convolution to see."""
+    layer = make(EpitomeLinear, 6, 4, positions="feature", at=0.0)
+    layer(inputs(32, 6)).square().sum().backward()
+    assert layer.learner.conv1.weight.shape == (6, 6, 1, 1)
+    assert (layer.learner.conv1.weight.grad != 0).all()
+
+
 def test_the_map_follows_by_its_momentum_and_the_first_update_copies():
     """Spec 13.15: with constant p the error after k further updates is mu^k times the first."""
     layer = make(EpitomeLinear, 6, 4, positions="feature", map_momentum=0.9, at=0.0)

@@ -69,20 +69,21 @@ def test_closed_forms_are_what_is_built(channels):
     ],
 )
 def test_closed_forms_with_other_surroundings(options):
-    net = build([20, 30, 40], num_classes=10, **options)
-    report, lists = count(net, (3, 32, 32)), np.array([[20, 30, 40]])
-    assert report.params == space.params(lists, 10, Around(**options))[0]
-    assert report.flops == space.macs(lists, 10, Around(**options))[0]
-    assert normalised(net) == (space.flops(lists, 10, Around(**options)) - report.flops)[0] / 2
+    net = build([20, 30, 40], num_classes=10, in_chans=1, **options)
+    report, lists = count(net, (1, 16, 16)), np.array([[20, 30, 40]])
+    around = Around(**options, in_chans=1, side=16)
+    assert report.params == space.params(lists, 10, around)[0]
+    assert report.flops == space.macs(lists, 10, around)[0]
+    assert normalised(net, (1, 1, 16, 16)) == (space.flops(lists, 10, around) - report.flops)[0] / 2
 
 
-def normalised(net):
+def normalised(net, size=(1, 3, 32, 32)):
     """Elements that the batch normalisations of a built network give."""
     elements = []
     for module in net.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.register_forward_hook(lambda _, args, out: elements.append(out[0].numel()))
-    net(torch.empty(1, 3, 32, 32, device="meta"))
+    net(torch.empty(size, device="meta"))
     return sum(elements)
 
 

@@ -1,0 +1,162 @@
+"""`frugal search` from end to end, on the embedded digits: Ray, interruptions, bad input."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import frugal
+
+CONFIG = """\
+search:
+  budget: {blocks: 2, flops: 6.0e4, flops_tolerance: 0.5}
+  candidates: 3
+  lists: [[4, 12]]
+  seeds: [0, 1]
+model:
+  class_path: lightning_modules.ReXNet
+  init_args:
+    network: channel_search_net
+    network_args: {stem: 4, first: 4, expansion: 2, penultimate: 8}
+    optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.1}}
+data: {class_path: datamodules.Digits, init_args: {batch_size: 128}}
+trainer: {max_epochs: 1}
+"""
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/tiny.yaml").write_text(CONFIG)
+    return tmp_path
+
+
+def search(*options):
+    frugal.main(["search", "-c", "configs/tiny.yaml", "--ray.workers", "2", *options])
+
+
+def refused(capsys, *options):
+    with pytest.raises(SystemExit) as stop:
+        search(*options)
+    assert stop.value.code in (1, 2)
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def tables(here):
+    """What was measured, without the time that it took and where."""
+    result = json.loads((here / "results/tiny.json").read_text())
+    for row in result["lists"]:
+        for run in row["runs"]:
+            assert run.pop("seconds") > 0
+    return {name: result[name] for name in ("budget", "groups", "lists", "seeds", "recipe")}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A study of 4 lists with 2 seeds, and its tables."""
+    folder = tmp_path_factory.mktemp("study")
+    (folder / "configs").mkdir()
+    (folder / "configs/tiny.yaml").write_text(CONFIG)
+    before = os.getcwd()
+    os.chdir(folder)
+    search()
+    os.chdir(before)
+    return folder, tables(folder)
+
+
+def test_a_study_has_every_trial_and_a_picture(finished):
+    folder, found = finished
+    assert len(found["lists"]) == 4
+    assert all(len(row["runs"]) == 2 and len(row["runs"][0]["curve"]) == 1 for row in found["lists"])
+    assert [4, 12] in [row["channels"] for row in found["lists"]]
+    assert found["recipe"]["data"] == {"class_path": "datamodules.Digits", "batch_size": 128}
+    assert len(list((folder / "runs/tiny/trials").glob("*.json"))) == 8
+    assert (folder / "runs/tiny/widths.png").stat().st_size > 10_000
+
+
+def test_killed_studies_go_on_and_numbers_do_not_depend_on_workers(finished, here):
+    """kill -9 after the first trial; then four workers: the same tables, and no finished trial again."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "frugal", "search", "-c", "configs/tiny.yaml", "--ray.workers", "1"]
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    trials = here / "runs/tiny/trials"
+    while process.poll() is None and not (trials.is_dir() and list(trials.glob("*.json"))):
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    kept = {path: path.stat().st_mtime_ns for path in trials.glob("*.json")}
+    assert 1 <= len(kept) < 8
+    search("--ray.workers", "4")
+    assert tables(here) == finished[1]
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+def test_the_fast_mode_repeats_the_tenths_alone(finished, here):
+    shutil.copytree(finished[0] / "runs", here / "runs")
+    for path in (here / "runs/tiny/trials").glob("*_seed1.json"):
+        path.unlink()
+    search("--search.mode", "fast")
+    repeated = {path.name for path in (here / "runs/tiny/trials").glob("*_seed1.json")}
+    rows = sorted(finished[1]["lists"], key=lambda row: -row["runs"][0]["top1"])
+    names = ["-".join(map(str, row["channels"])) + "_seed1.json" for row in rows]
+    assert repeated >= {names[0], names[2], names[3]}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--search.budget", "z"], "search.budget='z' is none of a, b, c, d, "),
+        (["--search.budget.flops", "1.0e12"], "only 0 of 3 lists of 2 blocks have 1e+12 FLOPs"),
+        (
+            ["--search.lists", "[[12, 4]]"],
+            "search.lists has [12, 4]: it takes 2 channels, positive, that do not decrease",
+        ),
+        (["--search.seeds", "[0, 0]"], "search.seeds=[0, 0] must be different numbers"),
+        (["--search.candidates", "0", "--search.lists", "[]"], "there is no list to train: give search.candidates"),
+        (["--model.network", "conv2"], "a search trains channel_search_net, whose channels it chooses"),
+        (["--seed_everything", "3"], "--seed_everything is chosen for each trial"),
+        (["--ray.address", "127.0.0.1:9"], "ray.address=127.0.0.1:9: nothing answers there"),
+        (["--ray.address", "somewhere"], "ray.address=somewhere must be HOST:PORT or ray://HOST:PORT"),
+        (["--ray.cpus", "0"], "ray.cpus=0, ray.workers=2, ray.gpus=None: too few"),
+        (["--search.moed", "fast"], "did you mean mode?"),
+    ],
+)
+def test_mistakes(here, capsys, options, message):
+    assert message in refused(capsys, *options)
+    assert not (here / "results").exists()
+
+
+def test_a_folder_of_another_study(finished, here, capsys):
+    shutil.copytree(finished[0] / "runs", here / "runs")
+    before = {path: path.read_bytes() for path in (here / "runs").rglob("*.json")}
+    line = refused(capsys, "--trainer.max_epochs", "2")
+    assert "runs/tiny holds a study of another recipe (trainer.max_epochs 1, now 2): rename that folder" in line
+    line = refused(capsys, "--search.budget.flops", "5.0e4")
+    assert "another budget (flops 60000.0, now 50000.0)" in line
+    assert {path: path.read_bytes() for path in (here / "runs").rglob("*.json")} == before
+
+
+def test_a_worker_that_dies_is_replaced_once(here, capsys, monkeypatch):
+    """Trials of seed 1 kill their process: they are tried twice and told, the others are kept."""
+    (here / "deadly.py").write_text(
+        "import os, signal\n"
+        "from lightning_modules import ReXNet\n"
+        "class Deadly(ReXNet):\n"
+        "    def on_fit_start(self):\n"
+        "        open(f'tried{os.getpid()}', 'w')\n"
+        "        if os.environ['PL_GLOBAL_SEED'] == '1':\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    monkeypatch.syspath_prepend(here)
+    line = refused(capsys, "--model.class_path", "deadly.Deadly", "--search.candidates", "0")
+    assert "1 of 2 trials were lost with their workers, such as 4-12_seed1; the others are kept" in line
+    assert [path.name for path in (here / "runs/tiny/trials").glob("*.json")] == ["4-12_seed0.json"]
+    assert len(list(here.glob("tried*"))) == 3
