@@ -12,9 +12,9 @@ from networks.rexnet.release import from_release, is_release
 class ReXNet(Classifier):
     """Trains ReXNet, its relatives and the networks of its search as the published command does.
 
-    Weights decay but for biases and batch normalisation, as in timm's training script, which that command runs; and
-    `initial_checkpoint` may be a file of the authors' release. All else is Classifier's. Recipes are in configs/rexnet/;
-    `frugal search` trains many of these.
+    Weights decay but for biases and batch normalisation, as in timm's training script, which that command runs.
+    `initial_checkpoint` may also be a file of the authors' release. All else is Classifier's. Recipes are in
+    configs/rexnet/; `frugal search` trains many of these.
 
     Raises:
         InputError: all that Classifier refuses; a released file of another width.
