@@ -9,6 +9,7 @@ from callbacks.feature_map import FeatureMap
 from callbacks.finite_loss import FiniteLoss
 from callbacks.last_checkpoint import LastCheckpoint
 from callbacks.layer_monitor import LayerMonitor
+from callbacks.nuclear_norm import NuclearNorm
 from callbacks.predictions import PredictionWriter
 from callbacks.progress import ProgressBar
 from callbacks.sampling_map import SamplingMap
@@ -23,6 +24,7 @@ __all__ = [
     "FiniteLoss",
     "LastCheckpoint",
     "LayerMonitor",
+    "NuclearNorm",
     "PredictionWriter",
     "ProgressBar",
     "SamplingMap",

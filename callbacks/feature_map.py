@@ -9,6 +9,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from callbacks.features import classifiers, is_gate
 from callbacks.folder import log_folder
 from networks import InputError
 
@@ -48,13 +49,13 @@ class FeatureMap(Callback):
         if not trainer.is_global_zero or not trainer.loggers or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         network = getattr(pl_module, "network", None)
-        classifiers = _classifiers(network) if isinstance(network, nn.Module) else []
-        if not classifiers:
+        layers = classifiers(network) if isinstance(network, nn.Module) else []
+        if not layers:
             rank_zero_info("no features.png: the network has neither get_classifier() nor an nn.Linear")
             return
-        self._handles += [layer.register_forward_pre_hook(self._take_features) for layer in classifiers]
+        self._handles += [layer.register_forward_pre_hook(self._take_features) for layer in layers]
         for name, module in network.named_modules():  # type: ignore[union-attr]
-            if _is_gate(module):
+            if is_gate(module):
                 self._handles.append(module.register_forward_hook(self._taker_of_choices(name)))
 
     def _take_features(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -125,21 +126,8 @@ class FeatureMap(Callback):
         self._handles = []
 
 
-def _is_gate(module: nn.Module) -> bool:
-    return type(getattr(module, "num_experts", None)) is int
-
-
 def _is_one_hot(choice: Tensor) -> bool:
     return bool(((choice == 0) | (choice == 1)).all() and (choice.sum(1) == 1).all())
-
-
-def _classifiers(network: nn.Module) -> list[nn.Module]:
-    """Layers of which the last that is called classifies."""
-    find = getattr(network, "get_classifier", None)
-    classifier = find() if find else None
-    if isinstance(classifier, nn.Module) and any(True for _ in classifier.parameters()):
-        return [classifier]
-    return [layer for layer in network.modules() if isinstance(layer, nn.Linear) and not _is_gate(layer)]
 
 
 def draw(features: Tensor, panels: Panels, path: str) -> None:

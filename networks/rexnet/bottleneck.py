@@ -89,5 +89,9 @@ class BottleneckNet(nn.Module):
         """Feature maps of the penultimate layer, (B, penultimate, H, W)."""
         return self.features(self.stem(x))
 
+    def get_classifier(self) -> nn.Module:
+        """The layer that gives the scores."""
+        return [layer for layer in self.head.modules() if isinstance(layer, nn.Linear | nn.Conv2d)][-1]
+
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.forward_features(x))

@@ -222,6 +222,10 @@ class PlainNet(nn.Module):
         """Feature maps before the head, (B, num_features, H, W)."""
         return self.features(self.stem(x))
 
+    def get_classifier(self) -> nn.Module:
+        """The layer that gives the scores."""
+        return self.head.fc
+
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.forward_features(x))
 
