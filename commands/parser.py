@@ -52,11 +52,12 @@ def _one_line(message: str) -> str:
 
 def _suggestion(message: str, parser: LightningArgumentParser) -> str:
     """`; did you mean ...?` for a word of the message that is nearly a key or a class."""
-    wrong = re.search(r"(?:option|key) '([^']+)'|import path string: (\S+)", message, re.IGNORECASE)
+    known_as = r"(?:option|key) '([^']+)'|import path string: (\S+)|unrecognized arguments: --([\w.]+)"
+    wrong = re.search(known_as, message, re.IGNORECASE)
     if not wrong:
         return ""
     names = _known_names(parser)
-    typed = next((part for part in (wrong[1] or wrong[2]).split(".") if part not in names), "")
+    typed = next((part for part in (wrong[1] or wrong[2] or wrong[3]).split(".") if part not in names), "")
     close = difflib.get_close_matches(typed, names, n=1)
     return f"; did you mean {close[0]}?" if close else ""
 

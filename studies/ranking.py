@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.table import Table
 
 from networks.rexnet import space
@@ -68,7 +69,12 @@ def ranked(lists: list[dict[str, Any]], printed: Mapping[str, Any]) -> dict[str,
         row["top1"] = statistics.fmean(run["top1"] for run in row["runs"])
     best_first = [lists[place] for place in by_rank([row["top1"] for row in lists])]
     groups = {group: _group([best_first[rank] for rank in ranks]) for group, ranks in tenths(len(lists)).items()}
-    return {"groups": groups, "printed": _printed_pair(lists, printed), "lists": best_first}
+    return {
+        "groups": groups,
+        "printed": _printed_pair(lists, printed),
+        "nuclear_norm": _with_the_nuclear_norm(lists),
+        "lists": best_first,
+    }
 
 
 def _group(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -88,6 +94,26 @@ def _group(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _spread(values: Sequence[float]) -> dict[str, float]:
     return {"mean": statistics.fmean(values), "deviation": statistics.pstdev(values)}
+
+
+def _with_the_nuclear_norm(lists: list[dict[str, Any]]) -> dict[str, float] | None:
+    """Correlation of accuracy with the nuclear norm over lists, where callbacks.NuclearNorm has measured it."""
+    name = "test/nuclear_norm"
+    if len(lists) < 3 or not all(name in run.get("metrics", ()) for row in lists for run in row["runs"]):
+        return None
+    for row in lists:
+        row["nuclear_norm"] = statistics.fmean(run["metrics"][name] for run in row["runs"])
+    norms, scores = ([row[key] for row in lists] for key in ("nuclear_norm", "top1"))
+    return {
+        "pearson": float(np.corrcoef(norms, scores)[0, 1]),
+        "spearman": float(np.corrcoef(_average_ranks(norms), _average_ranks(scores))[0, 1]),
+    }
+
+
+def _average_ranks(values: Sequence[float]) -> NDArray[np.float64]:
+    """Ranks from 0, equal values sharing the mean of theirs."""
+    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+    return (count.cumsum() - (count + 1) / 2)[place]
 
 
 def _printed_pair(lists: list[dict[str, Any]], printed: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -141,12 +167,13 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
 
 
 def draw(result: Mapping[str, Any], path: Path) -> None:
-    """Mean and deviation of the width of each block, for each group, into a PNG file."""
+    """Mean and deviation of the width of each block, for each group, and accuracy by nuclear norm, into a PNG file."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    axes = figure.subplots()
+    scatter = bool(result["nuclear_norm"])
+    figure = Figure(figsize=(6.4 * (1 + scatter), 4.2), layout="constrained")
+    axes, *beside = figure.subplots(1, 1 + scatter, squeeze=False)[0]
     for color, (name, group) in zip(("tab:green", "tab:gray", "tab:red"), result["groups"].items(), strict=True):
         mean, deviation = np.array(group["widths"]), np.array(group["widths_deviation"])
         blocks = np.arange(1, len(mean) + 1)
@@ -159,4 +186,9 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="block", ylabel="channels (mean and deviation)")
     axes.legend(fontsize=8)
+    for other in beside:
+        points = [(row["nuclear_norm"], row["top1"]) for row in result["lists"]]
+        other.scatter(*zip(*points, strict=True), s=12)
+        title = "Pearson {pearson:.2f}, Spearman {spearman:.2f}".format(**result["nuclear_norm"])
+        other.set(xlabel="nuclear norm of the features", ylabel="top1", title=title)
     figure.savefig(path, dpi=110)

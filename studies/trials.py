@@ -61,17 +61,18 @@ def train(arguments: list[str], trial: Trial, group: str) -> dict[str, Any]:
     diverged = False
     try:
         trainer.fit(model, data)
-        top1 = float(trainer.test(model, data, verbose=False)[0]["test/top1"])
+        metrics = trainer.test(model, data, verbose=False)[0]
     except InputError as error:
         if "NaN or infinite" not in str(error):
             raise
-        diverged, top1 = True, 1 / model.num_classes
+        diverged, metrics = True, {"test/top1": 1 / model.num_classes}
     finally:
         _finish_wandb(trainer)
     return {
         "channels": list(trial.channels),
         "seed": trial.seed,
-        "top1": top1,
+        "top1": metrics["test/top1"],
+        "metrics": metrics,
         "diverged": diverged,
         "curve": curve.top1,
         "seconds": round(time.monotonic() - began, 2),

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+from scipy import stats
 
 from networks.rexnet.space import PUBLISHED
 from studies import ranking
@@ -96,3 +97,16 @@ def test_costs_of_a_list():
         "macs": 28_389_504,
         "flops": 29_992_320,
     }
+
+
+def test_correlation_with_the_nuclear_norm():
+    """Against SciPy, ties included."""
+    scores, norms = [0.1, 0.4, 0.4, 0.9, 0.2], [3.0, 5.0, 9.0, 9.0, 1.0]
+    lists = rows(scores)
+    for row, norm in zip(lists, norms, strict=True):
+        row["runs"][0]["metrics"] = {"test/nuclear_norm": norm}
+    found = ranking.ranked(lists, {})["nuclear_norm"]
+    assert found["pearson"] == pytest.approx(stats.pearsonr(norms, scores)[0])
+    assert found["spearman"] == pytest.approx(stats.spearmanr(norms, scores)[0])
+    del lists[0]["runs"][0]["metrics"]
+    assert ranking.ranked(lists, {})["nuclear_norm"] is None
