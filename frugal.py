@@ -16,6 +16,7 @@ COMMANDS = {
     "search": ("draw channel lists within a budget, train and rank them", "studies.channel_search"),
     "rank": ("measure ranks of the features of random layers", "studies.rank"),
     "export": ("write a ticket to a file: frugal export CHECKPOINT --ticket FILE", "commands.export"),
+    "latency": ("time networks: one image on the CPU, a batch on a GPU", "commands.latency"),
     "count": ("show what a network costs: parameters, FLOPs, BOPs, stored bits", "commands.count"),
 }
 
