@@ -3,6 +3,7 @@
 from datamodules.cifar import CIFAR
 from datamodules.digits import Digits
 from datamodules.esc50 import ESC50
+from datamodules.fine_grained import FineGrained
 from datamodules.imagenet import ImageNet
 
-__all__ = ["CIFAR", "ESC50", "Digits", "ImageNet"]
+__all__ = ["CIFAR", "ESC50", "Digits", "FineGrained", "ImageNet"]

@@ -1,40 +1,30 @@
 """ImageNet."""
 
 import os
-import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import torch
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 from rich.progress import track
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageNetInfo, create_transform
+from timm.data import ImageNetInfo
 
-from datamodules.base import DataModule
-from datamodules.photographs import Decode, Photographs, TensorCrop, Transform, as_image, as_tensor
+from datamodules.photo_module import Backend, Interpolation, PhotographModule
+from datamodules.photographs import Decode, Photographs, Transform
 from networks import InputError
-from networks.errors import check_choice
-
-Backend = Literal["tensor", "timm"]
 
 IMAGES = {"train": 1_281_167, "val": 50_000}
 SUFFIXES = (b".jpeg", b".jpg", b".png")
-# Of timm's training transform; its others change the normalisation or what comes out.
-AUGMENTATION = {
-    "train_crop_mode", "scale", "ratio", "interpolation", "hflip", "vflip", "color_jitter", "color_jitter_prob",
-    "grayscale_prob", "gaussian_blur_prob", "auto_augment", "re_prob", "re_mode", "re_count",
-}  # fmt: skip
 
 
-class ImageNet(DataModule):
+class ImageNet(PhotographModule):
     """ImageNet-1k (Russakovsky et al. 2015): 1,281,167 photographs to train and 50,000 to validate, in 1000 classes.
 
     They lie in <root>/imagenet/train/<synset>/*.JPEG and <root>/imagenet/val/<synset>/*.JPEG. A label is the place of
     the synset among all 1000, so that a part of the folders has the labels of the whole. In training: a random crop of
     0.08 to 1 of the area with sides 3:4 to 4:3, resized, and a flip. In evaluation: the short side resized to
-    image_size / crop_fraction, and the centre. Both are timm's, bilinear, normalised by ImageNet's mean and deviation.
+    image_size / crop_fraction, and the centre. Both are timm's, normalised by ImageNet's mean and deviation.
     Validation and test score the same images, as the field does: the labels of ImageNet's own test set are not public.
 
     Args:
@@ -42,6 +32,7 @@ class ImageNet(DataModule):
         batch_size: total over all devices and accumulated steps.
         image_size: side of the square that the network gets, pixels.
         crop_fraction: side of the centre crop over the short side of the resized image, in evaluation; (0, 1].
+        interpolation: in evaluation; in training it is bilinear unless `augmentation` has one.
         augmentation: more arguments of timm's training transform, such as {"auto_augment": "rand-m9-mstd0.5"}.
         backend: of training: "tensor" decodes to tensors of bytes, which it crops and resizes: timm's crops, and pixels
             that differ from timm's by at most 2 of 255, in two thirds of the time. "timm" is timm's transform on PIL's
@@ -61,8 +52,6 @@ class ImageNet(DataModule):
     """
 
     num_classes = 1000
-    train_set: Photographs
-    input_size: tuple[int, int, int]
 
     def __init__(
         self,
@@ -70,43 +59,22 @@ class ImageNet(DataModule):
         batch_size: int = 256,
         image_size: int = 224,
         crop_fraction: float = 0.875,
+        interpolation: Interpolation = "bilinear",
         augmentation: dict[str, Any] | None = None,
         backend: Backend = "tensor",
         skip_corrupt: bool = False,
         check_integrity: bool = True,
         num_workers: int = 8,
     ) -> None:
-        super().__init__(batch_size, num_workers)
-        if image_size < 1:
-            raise InputError(f"data.image_size={image_size} must be positive")
-        if not 0 < crop_fraction <= 1:
-            raise InputError(f"data.crop_fraction={crop_fraction} must be more than 0 and at most 1")
-        check_choice("data.backend", backend, Backend)
+        super().__init__(
+            batch_size, image_size, crop_fraction, interpolation, augmentation, backend, skip_corrupt, num_workers
+        )
         self.folder = Path(root or os.environ.get("FRUGAL_DATA", "data")).expanduser() / "imagenet"
-        self.input_size, self.check_integrity = (3, image_size, image_size), check_integrity
+        self.check_integrity = check_integrity
         info = ImageNetInfo()
         self.labels = {synset: label for label, synset in enumerate(info.label_names())}
         # With the synset, for two classes are called "crane".
         self.class_names = tuple(f"{name} {info.label_name_to_description(name)}" for name in info.label_names())
-        self.skip_corrupt = skip_corrupt
-        timms = self._training_transform(augmentation or {})
-        tensor = backend == "tensor" and TensorCrop.can(timms.transforms)
-        training = (as_tensor, TensorCrop(timms.transforms)) if tensor else (as_image, timms)
-        self._training: tuple[Decode, Transform] = training
-        evaluation = create_transform(self.input_size, crop_pct=crop_fraction, interpolation="bilinear")
-        self._evaluation: tuple[Decode, Transform] = as_image, evaluation
-        std = torch.tensor(IMAGENET_DEFAULT_STD).view(-1, 1, 1)
-        self._scale, self._shift = 1 / (255 * std), -torch.tensor(IMAGENET_DEFAULT_MEAN).view(-1, 1, 1) / std
-
-    def _training_transform(self, augmentation: dict[str, Any]) -> Any:
-        unknown = sorted(augmentation.keys() - AUGMENTATION)
-        if unknown:
-            raise InputError(f"data.augmentation has {', '.join(unknown)}; it takes {', '.join(sorted(AUGMENTATION))}")
-        arguments = {"color_jitter": None, "interpolation": "bilinear", **augmentation}
-        try:
-            return create_transform(self.input_size, is_training=True, **arguments)
-        except Exception as error:  # timm asserts, looks up and converts
-            raise InputError(f"data.augmentation={augmentation}: timm refuses it ({error!r})") from error
 
     def setup(self, stage: str | None = None) -> None:
         """List the files, once; the many to train only where training needs them."""
@@ -114,25 +82,6 @@ class ImageNet(DataModule):
             self.val_set = self.test_set = self._list("val", *self._evaluation)
         if stage in ("fit", None) and not hasattr(self, "train_set"):
             self.train_set = self._list("train", *self._training, self.skip_corrupt)
-
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Normalise batches of bytes, on the device; Lightning calls this for every batch."""
-        images, labels = batch
-        if images.dtype != torch.uint8:
-            return batch
-        if self._scale.device != images.device:  # once
-            self._scale, self._shift = self._scale.to(images.device), self._shift.to(images.device)
-        images = images.float().mul_(self._scale).add_(self._shift)
-        if self.trainer:  # which has converted inputs, but not bytes, to the dtype of the module
-            images = self.trainer.precision_plugin.convert_input(images)
-        return images, labels
-
-    def teardown(self, stage: str | None = None) -> None:
-        """Say how many photographs were skipped in training, in each process its own."""
-        if stage == "fit" and (skipped := self.train_set.skipped()):
-            named = f"{', '.join(skipped[:5])}{' and others' if len(skipped) > 5 else ''}"
-            of = f"{len(skipped)} of {len(self.train_set)} photographs to train"
-            warnings.warn(f"skipped {of}, which cannot be decoded: {named}", stacklevel=2)
 
     def _list(self, split: str, decode: Decode, transform: Transform, skip_corrupt: bool | None = None) -> Photographs:
         folder = self.folder / split
