@@ -32,7 +32,8 @@ ROOT = Path(__file__).parent.parent
 OVERLAYS = sorted((ROOT / "configs/hardware").glob("*.yaml"))
 SWEEPS = sorted((ROOT / "configs").rglob("sweeps/*.yaml"))
 BASES = sorted((ROOT / "configs").rglob("base.yaml"))  # included by others, without a network of their own
-RECIPES = sorted(set((ROOT / "configs").rglob("*.yaml")) - {*OVERLAYS, *SWEEPS, *BASES})
+STUDIES = [path for room in ("search", "rank") for path in (ROOT / "configs/rexnet" / room).rglob("*.yaml")]
+RECIPES = sorted(set((ROOT / "configs").rglob("*.yaml")) - {*OVERLAYS, *SWEEPS, *BASES, *STUDIES})
 BIPROP = ROOT / "configs/biprop"
 EXPERT_BINARY = ROOT / "configs/expert_binary"
 
