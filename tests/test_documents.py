@@ -11,6 +11,7 @@ import torch
 import frugal
 from commands import seeds
 from commands.train import FrugalCLI
+from studies.search_options import SearchCLI
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -38,6 +39,7 @@ def clone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(seeds, "process", in_this_process)
+    monkeypatch.setattr("timm.models._builder.load_pretrained", lambda *args, **options: None)  # from elsewhere
 
 
 def in_this_process(*arguments):
@@ -67,6 +69,12 @@ def test_commands(clone, page):
             if trains and "digits" not in line and "-c" in line:
                 with torch.device("meta"):  # the data are not here, or it takes hours
                     FrugalCLI(re.sub(r" --seeds \S+", "", line).split()[1:], run=False)
+            elif arguments[0] == "search":  # tests/studies runs some, and each takes minutes
+                SearchCLI(arguments[1:])
+            elif arguments[0] == "rank":
+                frugal.main([*arguments, "--study.networks", "1"])
+            elif arguments[0] == "latency":
+                frugal.main([*arguments, "--runs", "1"])
             elif arguments[0] == "steps":
                 frugal.main([*arguments, *SHORT])
             else:

@@ -33,9 +33,7 @@ def name(path):
 @pytest.fixture
 def no_weights(monkeypatch):
     """timm does not fetch any."""
-    import timm.models._builder as builder
-
-    monkeypatch.setattr(builder, "load_pretrained", lambda *args, **options: None)
+    monkeypatch.setattr("timm.models._builder.load_pretrained", lambda *args, **options: None)
 
 
 def build(path):
