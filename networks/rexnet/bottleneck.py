@@ -26,6 +26,8 @@ class InvertedBottleneck(timms.LinearBottleneck):
     shortcut is there where the stride is 1 and channels do not decrease; the other channels pass unchanged.
     """
 
+    folds = 1  # networks that stand side by side in its channels, see Folded
+
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to (B, out_channels, H', W')."""
         shortcut = x
@@ -38,7 +40,10 @@ class InvertedBottleneck(timms.LinearBottleneck):
         if self.use_shortcut:
             if self.drop_path is not None:
                 x = self.drop_path(x)
-            x[:, : self.in_channels] += shortcut
+            if self.folds == 1:
+                x[:, : self.in_channels] += shortcut
+            else:
+                x.unflatten(1, (self.folds, -1))[:, :, : self.in_channels] += shortcut.unflatten(1, (self.folds, -1))
         return x
 
 
