@@ -16,6 +16,7 @@ from pytorch_lightning import Trainer, seed_everything
 from timing import compare, header, own_peak, peak_memory
 from torch.nn import functional as F
 
+from callbacks import ChannelsLast
 from datamodules import CIFAR
 from lightning_modules import ReXNet
 from networks.rexnet import space
@@ -75,8 +76,9 @@ def search(folder):
     data = CIFAR(folder, check_integrity=False)
     for channels in lists:
         seed_everything(0)
-        model = ReXNet("channel_search_net", 10, (3, 32, 32), {"channels": channels}, channels_last=True)
+        model = ReXNet("channel_search_net", 10, (3, 32, 32), {"channels": channels})
         options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        options["callbacks"] = [ChannelsLast()]
         trainer = Trainer(max_epochs=1, limit_train_batches=STEPS, limit_val_batches=0, limit_test_batches=1, **options)
         trainer.fit(model, data)
         trainer.test(model, data, verbose=False)

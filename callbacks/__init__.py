@@ -1,5 +1,6 @@
 """Callbacks that work with every method; they speak to layers through the protocols in networks/."""
 
+from callbacks.channels_last import ChannelsLast
 from callbacks.checkpoint_io import AtomicCheckpointIO
 from callbacks.complexity import ComplexityMonitor
 from callbacks.curves import TrainingCurves
@@ -17,6 +18,7 @@ from callbacks.temperature import TemperatureAnnealing
 
 __all__ = [
     "AtomicCheckpointIO",
+    "ChannelsLast",
     "ComplexityMonitor",
     "Distillation",
     "ExactResume",

@@ -49,8 +49,6 @@ class Classifier(LightningModule):
             and labels; the label of larger weight counts as the true one.
         initial_checkpoint: file whose weights training starts from: a checkpoint of ours, a state_dict, safetensors.
             What matches by name and size is taken, the rest reported. (--ckpt_path is for resuming a run.)
-        channels_last: lay feature maps out with channels innermost, in which most convolutions are faster on CPUs, and
-            in mixed precision on GPUs; results differ by rounding.
 
     Raises:
         InputError: an unknown network, or one that does not fit num_classes or input_size; initial weights that cannot
@@ -72,7 +70,6 @@ class Classifier(LightningModule):
         label_smoothing: float = 0.0,
         mixup_alpha: float = 0.0,
         initial_checkpoint: str | None = None,
-        channels_last: bool = False,
     ) -> None:
         super().__init__()
         objects = {"optimizer": optimizer, "schedule": schedule, "network": network}
@@ -92,8 +89,7 @@ class Classifier(LightningModule):
         outputs = networks.complexity.count(network, input_size).output_size
         if outputs not in ((), (num_classes,)):
             raise InputError(f"the network gives outputs of size {outputs}, not ({num_classes},), one per class")
-        # Convolutions give maps in the layout of their weights.
-        self.network = network.to(memory_format=torch.channels_last) if channels_last else network
+        self.network = network
         self.num_classes, self.input_size = num_classes, tuple(input_size)
         self.optimizer, self.schedule = optimizer, schedule
         self.drop_epochs, self.warmup_epochs = tuple(drop_epochs), warmup_epochs

@@ -95,7 +95,7 @@ def test_optimiser(path, monkeypatch, no_weights):
         assert (group["initial_lr"], group["momentum"], group["nesterov"]) == (rate, 0.9, True)
         decays = {parameter.ndim > 1 for parameter in group["params"]}
         assert decays == {group["weight_decay"] == decay}
-    assert cli.model.hparams.channels_last
+    assert "callbacks.ChannelsLast" in [callback.class_path for callback in cli.config.trainer.callbacks]
 
 
 @pytest.mark.parametrize("path", [path for path in TRAINED if path.parent.name == "fine_grained"], ids=name)

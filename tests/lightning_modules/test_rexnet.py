@@ -1,4 +1,4 @@
-"""What is particular to ReXNet's training: what decays, the layout of maps, released weights."""
+"""What is particular to ReXNet's training: what decays, released weights."""
 
 import pytest
 import timm
@@ -27,25 +27,6 @@ def test_biases_and_normalisation_do_not_decay():
             if isinstance(layer, kind):
                 found.add((decayed[id(layer.weight)], decayed.get(id(layer.bias))))
     assert list(kinds.values()) == [{(1e-4, None)}, {(0.0, 0.0)}, {(1e-4, 0.0)}]
-
-
-def test_channels_last_computes_the_same():
-    """Maps are laid out so in every convolution, forward and back, and gradients agree."""
-    x, labels = torch.randn(4, 3, 32, 32, dtype=torch.float64), torch.arange(4)
-    gradients, layouts = [], set()
-    for channels_last in (True, False):
-        model = module(channels_last=channels_last).double()
-        if channels_last:
-            for layer in model.modules():
-                if isinstance(layer, nn.Conv2d):
-                    layer.register_forward_hook(
-                        lambda _, args, out: layouts.add(out.is_contiguous(memory_format=torch.channels_last))
-                    )
-        model.criterion(model(x), labels).backward()
-        gradients.append([p.grad for p in model.parameters()])
-    assert layouts == {True}
-    for a, b in zip(*gradients, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
 
 
 def test_training_starts_from_the_released_layout(tmp_path):
