@@ -31,7 +31,10 @@ class NuclearNorm(Callback):
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._parts = []
-        layers = classifiers(pl_module.network) if isinstance(pl_module.network, nn.Module) else []
+        network = getattr(pl_module, "network", None)
+        layers = classifiers(network) if isinstance(network, nn.Module) else []
+        if not layers:
+            rank_zero_info("no nuclear norm: the network has neither get_classifier() nor an nn.Linear")
         self._handles = [layer.register_forward_pre_hook(self._take) for layer in layers]
 
     def _take(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -51,6 +54,8 @@ class NuclearNorm(Callback):
             self._batch = None
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self._handles:
+            return
         for handle in self._handles:
             handle.remove()
         features = torch.cat(self._parts) if self._parts else torch.empty(0, 0)

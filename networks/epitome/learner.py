@@ -37,9 +37,8 @@ class IndexLearner(nn.Module):
         self.norm2 = norm(positions) if last_norm else None
 
     def forward(self, x: Tensor) -> Tensor:
-        missing = [
-            max(self.conv1.kernel_size[0] - size, 0) for size in x.shape[:1:-1]
-        ]  # of the last axis first, as F.pad wants it
+        kernel = self.conv1.kernel_size[0]
+        missing = [max(kernel - size, 0) for size in x.shape[:1:-1]]  # of the last axis first, as F.pad wants it
         if any(missing):
             x = F.pad(x, [side for size in missing for side in (0, size)])
         z = self.conv2(F.relu6(self.norm1(self.conv1(x))))
