@@ -171,16 +171,14 @@ def _features(panel: str, study: RankStudy, x: Tensor, d_out: int, generator: to
         y = _normalised(_weight(d_out, d_in, taps, study, generator) @ x, study)
         return torch.stack([f(y).T for f in functions])
     expand = _weight(width, d_in, 1, study, generator)
-    middle = (
-        _weight(width, width, 9, study, generator)
-        if panel == "ib_conv"
-        else _weight(width, 1, 9, study, generator).flatten().diag()
-    )
+    dense = panel == "ib_conv"
+    middle = _weight(width, width if dense else 1, 9, study, generator)
     project = _weight(d_out, width, 1, study, generator)
     outputs = []
     expanded = _normalised(expand @ x, study)
     for f in functions:
-        y = _normalised(project @ f(_normalised(middle @ f(expanded), study)), study)
+        y = middle @ f(expanded) if dense else middle * f(expanded)
+        y = _normalised(project @ f(_normalised(y, study)), study)
         y[:d_in] += x
         outputs.append(y.T)
     return torch.stack(outputs)
