@@ -48,7 +48,10 @@ def main(arguments: list[str] | None = None) -> None:
         fail(f"no command {name!r}; " + (f"did you mean {close[0]}?" if close else "frugal --help lists them"), 2)
     sys.path.append(os.getcwd())  # users' own classes; a console script does not look there
     module = importlib.import_module(COMMANDS[name][1])
+    from commands.memory import keep_freed_memory
     from networks import InputError
+
+    keep_freed_memory()
 
     try:
         module.main(given if COMMANDS[name][1] == "commands.train" else given[1:])

@@ -1,12 +1,16 @@
-"""ReXNet and its search: python benchmarks/rexnet.py step | filter | search FOLDER
+"""ReXNet and its search: python benchmarks/rexnet.py step | kept | filter | search FOLDER
 
-A training step of ReXNet x1.0 at batch 32 against timm's own network; lists filtered a second against a budget; and
-trials an hour of `frugal search` against one Trainer.fit after another, on CIFAR-10 in FOLDER, 20 steps a trial. Ratios
-are to the first line of each group; memory is a fresh process's peak.
+A training step of ReXNet x1.0 at batch 32 against timm's own network; a step of the search's network with and without
+memory that is kept; lists filtered a second against a budget; and trials an hour of `frugal search` against one
+Trainer.fit after another, on CIFAR-10 in FOLDER, 20 steps a trial. Ratios are to the first line of each group; memory
+is a fresh process's peak.
 """
 
 import argparse
 import os
+import statistics
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -17,6 +21,7 @@ from timing import compare, header, own_peak, peak_memory
 from torch.nn import functional as F
 
 from callbacks import ChannelsLast
+from commands.memory import keep_freed_memory
 from datamodules import CIFAR
 from lightning_modules import ReXNet
 from networks.rexnet import space
@@ -24,6 +29,7 @@ from studies import pool
 from studies.search_options import Pool
 from studies.trials import Trial
 
+KEPT = {"as C's library does": False, "freed memory kept, as `frugal` does": True}
 FORMATS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
 NETWORKS = {"timm": "rexnet_100", "ours": "rexnet"}
 CONFIG = "configs/rexnet/search/short/budget_a_pair.yaml"
@@ -42,6 +48,46 @@ def training_step(alternative, layout):
         optimizer.step()
 
     return step
+
+
+def searched_step():
+    torch.manual_seed(0)
+    channels = list(space.PUBLISHED["a"]["best"][0])
+    net = timm.create_model("channel_search_net", channels=channels, num_classes=10)
+    net.to(memory_format=torch.channels_last)
+    x, labels = torch.randn(128, 3, 32, 32).to(memory_format=torch.channels_last), torch.arange(128) % 10
+
+    def step():
+        F.cross_entropy(net(x), labels).backward()
+
+    return step
+
+
+def kept():
+    """Fresh processes in turn, for what a process asked of its C library stays so."""
+    times = {name: [] for name in KEPT}
+    memory = {}
+    for _ in range(5):
+        for name in KEPT:
+            child = subprocess.run([sys.executable, __file__, "kept", "--only", name], capture_output=True, check=True)
+            seconds, memory[name] = map(float, child.stdout.split())
+            times[name].append(seconds)
+    print("\nforward and backward of budget (a)'s best list, batch 128, 32 pixels, channels last")
+    medians = {name: statistics.median(seconds) for name, seconds in times.items()}
+    for name, seconds in medians.items():
+        ratio = seconds / medians[next(iter(KEPT))]
+        print(f"  {name:<42} {seconds * 1e3:9.2f} ms {ratio:8.2f} x {memory[name]:9.0f} MiB")
+
+
+def kept_alone(name):
+    if KEPT[name]:
+        keep_freed_memory()
+    step = searched_step()
+    step()
+    began = time.perf_counter()
+    for _ in range(5):
+        step()
+    print((time.perf_counter() - began) / 5, own_peak())
 
 
 def steps():
@@ -97,11 +143,14 @@ def search(folder):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["step", "filter", "search"])
+    parser.add_argument("what", choices=["step", "kept", "filter", "search"])
     parser.add_argument("folder", nargs="?", help="that has cifar-10-batches-py, for search")
     parser.add_argument("--layout", choices=FORMATS, help="with --only")
-    parser.add_argument("--only", choices=NETWORKS, help="run one alternative and print the peak memory in MiB")
+    parser.add_argument("--only", choices=[*NETWORKS, *KEPT], help="run one alternative and print its peak memory, MiB")
     options = parser.parse_args()
+    if options.only in KEPT:
+        kept_alone(options.only)
+        return
     if options.only:
         training_step(options.only, options.layout)()
         print(own_peak())
@@ -109,6 +158,8 @@ def main():
     header()
     if options.what == "step":
         steps()
+    elif options.what == "kept":
+        kept()
     elif options.what == "filter":
         filtering()
     elif options.folder is None:

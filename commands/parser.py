@@ -27,6 +27,17 @@ class Parser(LightningArgumentParser):
         sys.exit(2)
 
 
+def try_int_first(parser: LightningArgumentParser) -> None:
+    """Read 1 as one batch, and 1.0 as all.
+
+    `typing` keeps one Optional[Union[...]] for both orders of int and float. Where another library made the other one
+    first, as Ray does, Lightning's `limit_test_batches: 1` would be read as 1.0.
+    """
+    for action in parser._actions:
+        if getattr(action, "_typehint", None) == int | float | None:
+            action._typehint = int | float | None
+
+
 NOISE = re.compile(
     r"Does not validate|Expected a path|Expected a <class 'NoneType'>|Problem with given|Subtypes:|Errors:|Given "
 )

@@ -33,7 +33,7 @@ from callbacks import (
 from callbacks.record import RunRecord
 from commands import references, resume, run_folder
 from commands.hardware import check_gpus
-from commands.parser import Parser
+from commands.parser import Parser, try_int_first
 from datamodules.base import DataModule, check_batch_size
 from lightning_modules import Biprop, Classifier
 from lightning_modules.classifier import check_epochs
@@ -112,6 +112,7 @@ class FrugalCLI(LightningCLI):
         return {name: skipped | {"weights_only"} for name, skipped in LightningCLI.subcommands().items()}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        try_int_first(parser)
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults(
             {

@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from commands.memory import keep_freed_memory
 from networks import InputError
 from studies.search_options import Pool
 from studies.trials import Trial, train
@@ -75,6 +76,7 @@ def _work(folder: str, arguments: list[str], trial: Trial, threads: int, group: 
     if not os.path.isdir(folder):
         raise InputError(f"a worker has no {folder}: the machines of a cluster need this folder at the same path")
     os.chdir(folder)
+    keep_freed_memory()
     torch.set_num_threads(threads)
     return train(arguments, trial, group)
 

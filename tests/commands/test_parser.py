@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from commands.parser import Parser, try_int_first
 from commands.train import FrugalCLI
 from datamodules import CIFAR, Digits
 from lightning_modules import Biprop, Classifier
@@ -86,3 +87,19 @@ def test_a_mistake_gets_one_line_with_the_innermost_reason(arguments, line, caps
 def test_of_several_types_the_one_that_fits_is_taken():
     rules = "[{pattern: linear.0, share: in, multiplier: [0.25]}, {pattern: convs.2}]"
     assert list(FrugalCLI([*RULES, rules], run=False).model.layers) == ["convs.2", "linear.0"]
+
+
+def test_one_batch_is_not_all_batches_whatever_order_typing_kept():
+    parser = Parser()
+    parser.add_argument("--limit", type=float | int | None)
+    parser.add_argument("--words", type=str | None)
+    assert type(parser.parse_args(["--limit", "1"]).limit) is float  # as after some imports
+    try_int_first(parser)
+    assert type(parser.parse_args(["--limit", "1"]).limit) is int
+    assert type(parser.parse_args(["--limit", "1.0"]).limit) is float
+    assert parser.parse_args(["--limit", "null", "--words", "a"]).as_dict() == {"limit": None, "words": "a"}
+
+
+def test_the_trainer_takes_whole_numbers_first():
+    trainer = FrugalCLI([*MODEL, "--trainer.limit_test_batches", "1"], run=False).config.trainer
+    assert type(trainer.limit_test_batches) is int
