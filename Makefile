@@ -11,7 +11,7 @@ demo: $(VENV)/.installed
 	$(VENV)/bin/frugal count -c $(CONFIG)
 
 test: $(VENV)/.installed
-	$(VENV)/bin/pytest -q
+	$(VENV)/bin/pytest -q -n logical --maxprocesses 8 --dist worksteal
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .

@@ -89,7 +89,7 @@ def provenance() -> dict[str, Any]:
     """Command, git commit, versions and hardware of this process."""
     changes = _git("status", "--porcelain", "--untracked-files=no")
     return {
-        "command": sys.argv,
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "commit": _git("rev-parse", "HEAD"),
         "uncommitted_changes": None if changes is None else bool(changes),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},

@@ -7,6 +7,7 @@ import pytest
 import frugal
 from commands.latency import PAPER, build, draw, table
 from networks import InputError
+from networks.complexity import count
 
 
 def test_names_with_arguments_and_sides():
@@ -26,8 +27,6 @@ def test_paper_rows_cost_what_the_paper_says():
     printed = {"rexnet_plain": (3.4, 0.56), "rexnet{width: 0.9}": (4.1, 0.35), "rexnet{width: 2.0}": (16.4, 1.53)}
     assert printed.keys() <= PAPER.keys()
     for text, (params, macs) in printed.items():
-        from networks.complexity import count
-
         report = count(build(text).network, (3, 224, 224))
         assert (round(report.params / 1e6, 1), round(report.flops / 1e9, 2)) == (params, macs)
 

@@ -98,6 +98,7 @@ def test_fit_leaves_everything_in_the_folder_that_config_and_seed_name(here):
 def test_the_record_reproduces_the_run_and_names_versions_and_commit(here):
     record = json.loads((here / "runs/small/seed0/run.json").read_text())
     assert record["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert record["command"][0] == Path(sys.argv[0]).name  # results are published: no folder of this machine
     assert set(record) == {"command", "commit", "uncommitted_changes", "versions", "hardware", "wandb_id"}
     config = yaml.safe_load((here / "runs/small/seed0/config.yaml").read_text())
     assert config["model"]["init_args"]["keep_fraction"] == 0.5
