@@ -64,6 +64,9 @@ class NuclearNorm(Callback):
             gathered: list[Tensor] = [features] * trainer.world_size
             torch.distributed.all_gather_object(gathered, features)
             features = torch.cat([part for part in gathered if part.numel()])
+        if not features.isfinite().all():
+            rank_zero_info("no nuclear norm: the network's features have NaN or infinite values")
+            return
         values = torch.linalg.svdvals(features)
         pl_module.log("test/nuclear_norm", values.sum())
         folder = log_folder(trainer)
@@ -89,7 +92,13 @@ def draw(values: Tensor, path: Path) -> None:
     axes = figure.subplots()
     shares = torch.arange(1, len(values) + 1) / len(values)
     axes.step(values.flip(0) / values[0], shares, where="post")
-    axes.set(xscale="log", xlabel="singular value / the largest", ylabel="share below", ylim=(0, 1))
+    axes.set(
+        xscale="log",
+        xlabel="singular value / the largest",
+        ylabel=f"share of the {len(values)} values below",
+        ylim=(0, 1),
+    )
+    axes.set_xlim(left=1e-7)  # what is smaller is float32's rounding
     axes.set_title(f"{len(values)} singular values, nuclear norm {float(values.sum()):.1f}", fontsize=10)
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)

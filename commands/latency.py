@@ -29,6 +29,7 @@ over our times.
   frugal latency
   frugal latency rexnet_100 'rexnet{width: 0.9}' efficientnet_b1@240 --png latency.png"""
 BATCH = 64  # the paper's, on a GPU
+WARM_UP, TURN = 3, 10  # runs before each turn of a network, and in it
 # Top-1 on ImageNet of the paper's scaling table (Han et al., CVPR 2021).
 PAPER = {
     "rexnet_plain": 0.748,
@@ -56,6 +57,11 @@ class Timed(NamedTuple):
     side: int
 
 
+def paper_top1(text: str) -> float | None:
+    """The paper's accuracy of a network, under timm's names too: rexnet_130 is rexnet{width: 1.3}."""
+    return PAPER.get(re.sub(r"^rexnet_(\d)(\d)0$", r"rexnet{width: \1.\2}", text))
+
+
 def build(text: str) -> Timed:
     """The network of NAME, NAME{ARGUMENT: VALUE} or NAME@SIDE.
 
@@ -67,7 +73,7 @@ def build(text: str) -> Timed:
         args = yaml.safe_load(match[2] or "{}") if match else None
     except yaml.YAMLError:
         args = None
-    if match is None or not isinstance(args, dict):
+    if match is None or not isinstance(args, dict) or None in args.values():
         raise InputError(f"{text!r} is no NAME, NAME{{ARGUMENT: VALUE}} or NAME@SIDE, such as rexnet{{width: 1.3}}")
     side = int(match[3] or 224)
     return Timed(networks.create(match[1], (3, side, side), args=args).eval(), side)
@@ -78,7 +84,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         "frugal latency", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("networks", nargs="*", default=list(PAPER), metavar="NETWORK", help="see above")
+    parser.add_argument(
+        "networks",
+        nargs="*",
+        default=list(PAPER),
+        metavar="NETWORK",
+        help="NAME, NAME{ARGUMENT: VALUE} or NAME@SIDE, a side in pixels other than 224",
+    )
     parser.add_argument("--runs", type=int, default=30, help="of each network on each device; the default is 30")
     parser.add_argument("--threads", type=int, help="of the CPU; the default is torch's")
     parser.add_argument("--batch", type=int, default=BATCH, help="on a GPU; the default is the paper's, 64")
@@ -90,11 +102,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("--runs, --batch and --threads must be positive")
     if options.threads:
         torch.set_num_threads(options.threads)
-    if options.png and not PAPER.keys() & set(options.networks):
+    if options.png and not any(map(paper_top1, options.networks)):
         raise InputError(f"--png draws the paper's accuracies, which it has of {', '.join(PAPER)}")
     layout = torch.channels_last if options.channels_last else torch.contiguous_format
     built = {text: build(text) for text in options.networks}
-    rows = {text: {"side": each.side, **_cost(each), "paper_top1": PAPER.get(text)} for text, each in built.items()}
+    rows = {text: {"side": each.side, **_cost(each), "paper_top1": paper_top1(text)} for text, each in built.items()}
     for each in built.values():
         each.network.to(memory_format=layout)
     devices = [("cpu", 1)] + ([("cuda", options.batch)] if torch.cuda.is_available() else [])
@@ -118,7 +130,10 @@ def _cost(given: Timed) -> dict[str, Any]:
 
 @torch.inference_mode()
 def timed(built: dict[str, Timed], device: str, batch: int, runs: int, layout: torch.memory_format) -> dict[str, float]:
-    """Median milliseconds of each network for a batch of random images; networks take turns."""
+    """Median milliseconds of each network for a batch of random images.
+
+    Networks take turns of some runs, against drift; not of one, for caches would be cold, as they are not in use.
+    """
     inputs = {
         text: torch.randn(batch, 3, each.side, each.side, device=device).to(memory_format=layout)
         for text, each in built.items()
@@ -126,11 +141,10 @@ def timed(built: dict[str, Timed], device: str, batch: int, runs: int, layout: t
     for each in built.values():
         each.network.to(device)
     taken: dict[str, list[float]] = {text: [] for text in built}
-    for turn in track(range(runs + 3), f"timing on {device}", console=Console(stderr=True), transient=True):
-        for text, each in built.items():
-            seconds = _seconds(each.network, inputs[text], device)
-            if turn >= 3:  # the first ones warm up
-                taken[text].append(seconds)
+    turns = [(text, min(TURN, runs - done)) for done in range(0, runs, TURN) for text in built]
+    for text, count in track(turns, f"timing on {device}", console=Console(stderr=True), transient=True):
+        seconds = [_seconds(built[text].network, inputs[text], device) for _ in range(WARM_UP + count)]
+        taken[text] += seconds[WARM_UP:]
     return {text: 1000 * statistics.median(seconds) for text, seconds in taken.items()}
 
 
@@ -170,12 +184,19 @@ def draw(result: dict[str, Any], path: Path) -> None:
     for axes, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
         families: dict[str, list[tuple[float, float]]] = {}
         for text, row in rows.items():
-            family = re.split(r"[{@]|_b\d", text)[0]
+            family = re.split(r"[{@]|_b?\d", text)[0]
             families.setdefault(family, []).append((row[key], row["paper_top1"]))
-            label = text.removeprefix("rexnet{width: ").removeprefix("efficientnet_").split("@")[0].strip("}")
+            label = (
+                re.sub(r"^rexnet_(\d)(\d)0$", r"\1.\2", text)
+                .removeprefix("rexnet{width: ")
+                .removeprefix("efficientnet_")
+                .split("@")[0]
+                .strip("}")
+            )
             axes.annotate(label, (row[key], row["paper_top1"]), (3, -9), textcoords="offset points", fontsize=7)
         for family, points in families.items():
-            axes.plot(*zip(*sorted(points), strict=True), marker="o", label=family)
+            by_top1 = sorted(points, key=lambda point: point[1])
+            axes.plot(*zip(*by_top1, strict=True), marker="o", label=family)
         hardware = result["hardware"]
         cpu = f"our time for one image, {hardware['processor'] or platform.machine()}, {result['threads']} threads (ms)"
         gpu = f"our time for {result['batch']} images, {(hardware['gpus'] or [''])[0]} (ms)"

@@ -35,7 +35,7 @@ def try_int_first(parser: LightningArgumentParser) -> None:
     """
     for action in parser._actions:
         if getattr(action, "_typehint", None) == int | float | None:
-            action._typehint = int | float | None
+            action._typehint = int | float | None  # type: ignore[attr-defined]
 
 
 NOISE = re.compile(

@@ -5,10 +5,11 @@ A run of a W&B sweep lives in runs/<path of the config>/sweep_<id of the sweep>/
 
 import argparse
 import fcntl
+import json
 import os
 import shutil
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from networks import InputError
 
@@ -31,6 +32,18 @@ def config_path(configs: list[str]) -> Path:
     relative = path.relative_to(base) if path.is_relative_to(base) else path
     parts = relative.parts[1:] if relative.parts[0] == "configs" else relative.parts
     return Path(*(part for part in parts if part != path.anchor))
+
+
+def needed_config(arguments: list[str]) -> Path:
+    """The path that names what a command line's config says.
+
+    Raises:
+        InputError: there is no config.
+    """
+    configs = typed_configs(arguments)
+    if not configs:
+        raise InputError("give a config with -c: what it says is kept under its name")
+    return config_path(configs)
 
 
 def run_folder(configs: list[str], seed: int | bool, in_sweep: bool = True) -> Path:
@@ -89,6 +102,14 @@ def set_aside(path: Path) -> Path | None:
         number += 1
     path.rename(kept)
     return kept
+
+
+def set_another_aside(path: Path, result: dict[str, Any], settings: tuple[str, ...]) -> None:
+    """Keep the JSON file that is there, if it has other settings than what will be written, and say so."""
+    if path.is_file():
+        kept = json.loads(path.read_text())
+        if any(kept.get(name) != json.loads(json.dumps(result[name])) for name in settings):
+            print(f"kept the result of other settings: {set_aside(path)}")
 
 
 def copy_aside(path: Path) -> Path | None:

@@ -4,8 +4,8 @@ import logging
 import os
 import secrets
 import warnings
-from contextlib import ExitStack
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,18 @@ def parse(arguments: list[str]) -> Namespace:
     return Parsed(arguments, run=False).config
 
 
+@contextmanager
+def trainer_errors() -> Iterator[None]:
+    """Say in one line what a trainer cannot do on this machine."""
+    try:
+        yield
+    except MisconfigurationException as error:
+        raise InputError(
+            f"trainer: {str(error).rstrip('.!')}; torch sees {torch.cuda.device_count()} GPUs here: leave the "
+            "hardware overlay out, or give --trainer.accelerator and --trainer.devices"
+        ) from error
+
+
 def _awaits_validation(callback: Any) -> bool:
     return isinstance(callback, ModelCheckpoint) and str(callback.monitor).startswith("val/")
 
@@ -125,7 +137,7 @@ class FrugalCLI(LightningCLI):
         )
         for name in FROM_DATA:
             parser.link_arguments(
-                "data", f"model.init_args.{name}", compute_fn=partial(self._agree, name), apply_on="instantiate"
+                "data", f"model.init_args.{name}", compute_fn=self._agreeing(name), apply_on="instantiate"
             )
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
@@ -166,13 +178,8 @@ class FrugalCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer | None:  # type: ignore[override]
         if not self.subcommand:
             return None
-        try:
+        with trainer_errors():
             trainer = super().instantiate_trainer(**kwargs)
-        except MisconfigurationException as error:
-            raise InputError(
-                f"trainer: {str(error).rstrip('.!')}; torch sees {torch.cuda.device_count()} GPUs here: leave the "
-                "hardware overlay out, or give --trainer.accelerator and --trainer.devices"
-            ) from error
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # unless a plugin was given
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         if not getattr(self.datamodule, "validates", True):  # then no epoch is the best one: last.ckpt is the result
@@ -237,12 +244,16 @@ class FrugalCLI(LightningCLI):
         if config.trainer.enable_progress_bar is not False and not any("ProgressBar" in name for name in names):
             callbacks.append(ProgressBar())
 
-    def _agree(self, name: str, data: Any) -> Any:
+    def _agreeing(self, name: str) -> Callable[[Any], Any]:
         """What the data say of themselves, unless it contradicts what was typed."""
-        typed, said = self.typed[name], getattr(data, name, None)
-        if typed is not None and said is not None and typed != said:
-            raise InputError(f"{name} was given as {typed}, but {type(data).__name__} has {said}: leave it out")
-        return said if said is not None else typed
+
+        def as_data_say(data: Any) -> Any:  # --help shows this name
+            typed, said = self.typed[name], getattr(data, name, None)
+            if typed is not None and said is not None and typed != said:
+                raise InputError(f"{name} was given as {typed}, but {type(data).__name__} has {said}: leave it out")
+            return said if said is not None else typed
+
+        return as_data_say
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         """Refuse what cannot work before anything is touched, then make room."""

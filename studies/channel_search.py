@@ -1,6 +1,7 @@
 """`frugal search`: draw channel lists within a budget, train each, rank them (Han et al., CVPR 2021, Section 4)."""
 
 import json
+import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -9,34 +10,33 @@ from typing import Any
 from rich.console import Console
 
 from callbacks.record import provenance
-from commands.run_folder import config_path, lock, typed_configs
-from commands.seeds import write
+from commands.run_folder import lock, needed_config, set_another_aside, typed_configs
+from commands.seeds import warn_of_other_code, write
 from networks import InputError
 from networks.rexnet.space import PUBLISHED, Around
 from studies import pool, ranking
 from studies.search_options import Pool, Search, SearchCLI
 from studies.trials import Trial
 
-CHOSEN = ("--seed_everything", "--trainer.default_root_dir")
-
 
 def main(arguments: Sequence[str]) -> None:
     """Search, and show what was found."""
     given = list(arguments)
-    for name in CHOSEN:
-        if any(argument.split("=")[0] == name for argument in given):
-            raise InputError(f"{name} is chosen for each trial: leave it out, and see --search.seeds")
-    configs = typed_configs(given)
+    name = needed_config(given)
     cli = SearchCLI(given)
     options = cli.config_init
-    folder = Path("runs") / config_path(configs)
+    folder = Path("runs") / name
     with lock(folder):
         study = Study(folder, options["search"], cli.around, cli.recipe, cli.datamodule.num_classes)
         cli.datamodule.prepare_data()
         cli.datamodule.setup("fit")
         study.run(given, options["ray"])
-    result = {"config": configs[0] if configs else None, "arguments": given, **study.result(), **provenance()}
-    write(result, Path("results") / f"{config_path(configs)}.json")
+    measured = study.result()
+    warn_of_other_code([run for row in measured["lists"] for run in row["runs"]])
+    result = {"config": typed_configs(given)[0], "arguments": given, **measured, **provenance()}
+    path = Path("results") / f"{name}.json"
+    set_another_aside(path, result, ("budget", "seeds", "mode", "recipe"))
+    write(result, path)
     ranking.draw(result, folder / "widths.png")
     print(folder / "widths.png")
     for table in ranking.tables(result):
@@ -55,8 +55,9 @@ class Study:
         self.recipe, self.classes = recipe, classes
         self.lists = search.channel_lists(around)
         own = {"budget": asdict(search.limits), "draw_seed": search.draw_seed, "recipe": recipe}
-        _refuse_another(folder / "study.json", json.loads(json.dumps(own)))
         (folder / "trials").mkdir(parents=True, exist_ok=True)
+        if any((folder / "trials").glob("*.json")):
+            _refuse_another(folder / "study.json", json.loads(json.dumps(own)))
         _write_whole(folder / "study.json", own)
 
     def run(self, arguments: list[str], workers: Pool) -> None:
@@ -66,10 +67,14 @@ class Study:
             wanted = [Trial(channels, seed) for seed in self.search.seeds for channels in self.lists]
             self._train(arguments, workers, wanted)
             return
-        screened = [Trial(channels, first) for channels in self.lists]
-        self._train(arguments, workers, screened)
-        chosen = ranking.near_the_tenths([self._read(trial)["top1"] for trial in screened])
-        self._train(arguments, workers, [Trial(self.lists[place], seed) for seed in others for place in chosen])
+        self._train(arguments, workers, [Trial(channels, first) for channels in self.lists])
+        while True:  # means over seeds may bring other lists into the tenths
+            scores = [statistics.fmean(run["top1"] for run in self._runs(channels)) for channels in self.lists]
+            near = ranking.near_the_tenths(scores)
+            wanted = [Trial(self.lists[place], seed) for seed in others for place in near]
+            if all(self._path(trial).is_file() for trial in wanted):
+                return
+            self._train(arguments, workers, wanted)
 
     def _train(self, arguments: list[str], workers: Pool, trials: list[Trial]) -> None:
         missing = [trial for trial in trials if not self._path(trial).is_file()]
@@ -83,18 +88,18 @@ class Study:
     def _path(self, trial: Trial) -> Path:
         return self.folder / "trials" / f"{trial.name}.json"
 
-    def _read(self, trial: Trial) -> Any:
-        return json.loads(self._path(trial).read_text())
+    def _runs(self, channels: tuple[int, ...]) -> list[dict[str, Any]]:
+        """What the trials of a list gave, so far."""
+        paths = [self._path(Trial(channels, seed)) for seed in self.search.seeds]
+        return [json.loads(path.read_text()) for path in paths if path.is_file()]
 
     def result(self) -> dict[str, Any]:
         """All that was measured, from the best list on, and the groups."""
         lists = []
         for channels in self.lists:
-            trials = [Trial(channels, seed) for seed in self.search.seeds]
-            runs = [self._read(trial) for trial in trials if self._path(trial).is_file()]
-            kept = [{name: value for name, value in run.items() if name != "channels"} for run in runs]
+            runs = [{name: run[name] for name in run if name != "channels"} for run in self._runs(channels)]
             cost = ranking.costs(channels, self.classes, self.around)
-            lists.append({"channels": list(channels), **cost, "runs": kept})
+            lists.append({"channels": list(channels), **cost, "runs": runs})
         return {
             "budget": {"name": self.search.name, **asdict(self.search.limits)},
             "seeds": self.search.seeds,

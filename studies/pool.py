@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
@@ -39,6 +40,11 @@ def run(
         return
     ray = _start(pool)
     gpus = (0.25 if ray.cluster_resources().get("GPU") else 0) if pool.gpus is None else pool.gpus
+    try:
+        _check_fits(ray, pool, gpus)
+    except InputError:
+        ray.shutdown()
+        raise
     remote = ray.remote(num_cpus=pool.cpus, num_gpus=gpus, max_retries=0)(_work)
     waiting, tries = list(reversed(trials)), dict.fromkeys(trials, 0)
     running: dict[Any, Trial] = {}
@@ -71,6 +77,17 @@ def run(
         )
 
 
+def _check_fits(ray: Any, pool: Pool, gpus: float) -> None:
+    """Ray waits for ever, silently, for a machine that has what a trial takes; a cluster may yet get one."""
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if any(machine.get("CPU", 0) >= pool.cpus and machine.get("GPU", 0) >= gpus for machine in machines):
+        return
+    wanted = f"a trial takes {pool.cpus} cores and {gpus:g} GPUs (--ray.cpus, --ray.gpus)"
+    if pool.address is None:
+        raise InputError(f"{wanted}, which this machine does not have")
+    print(f"{wanted}: no machine of the cluster has as much now, and trials wait for one", file=sys.stderr)
+
+
 def _work(folder: str, arguments: list[str], trial: Trial, threads: int, group: str) -> dict[str, Any]:
     """In a worker."""
     if not os.path.isdir(folder):
@@ -91,14 +108,18 @@ def _start(pool: Pool) -> Any:
     options: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
     if pool.address is None:
         cores = max(os.cpu_count() or 1, (pool.workers or 1) * pool.cpus)
-        ray.init(num_cpus=cores, include_dashboard=False, **options)
+        # "local": else it would join a cluster that was started here, or that RAY_ADDRESS names.
+        ray.init("local", num_cpus=cores, include_dashboard=False, **options)
         return ray
     _check_answers(pool.address)
     try:
         ray.init(address=pool.address, **options)
     except Exception as error:
         reason = str(error).split("\n")[0]
-        raise InputError(f"ray.address={pool.address}: the cluster cannot be joined ({reason})") from error
+        raise InputError(
+            f"ray.address={pool.address}: the cluster cannot be joined ({reason}); one that was started with a token "
+            "takes RAY_AUTH_MODE=token in the environment, and its token in ~/.ray/auth_token"
+        ) from error
     return ray
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -21,17 +22,15 @@ from torch.nn import functional as F
 
 from callbacks.record import provenance
 from commands.parser import Parser
-from commands.run_folder import config_path, typed_configs
+from commands.run_folder import needed_config, set_another_aside
 from commands.seeds import write
 from networks import InputError
 from networks.errors import check_choice
 
 DESCRIPTION = """\
 Draw random layers and measure the rank of what they give, over their output channels, for each ratio of input to output
-channels and each nonlinearity: results/<path of the config>.json, and rank.png in runs/<path of the config>/.
-
-  frugal rank -c configs/rexnet/rank/default.yaml
-  frugal rank -c configs/rexnet/rank/default.yaml --study.networks 20"""
+channels and each nonlinearity: results/<path of the config>.json, and rank.png in runs/<path of the config>/. A quick
+look: frugal rank -c configs/rexnet/rank/default.yaml --study.networks 20"""
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "Linear": lambda x: x,
     "ReLU6": F.relu6,
@@ -101,10 +100,12 @@ class RankStudy:
         check_choice("study.bn_mode", self.bn_mode, Literal["eval", "train"])
         check_choice("study.init", self.init, Literal["default", "gaussian"])
         low, high = self.d_out_range
-        if self.networks < 1 or self.t < 1 or not 10 <= low <= high or self.n_mult < 1:
+        if self.seed < 0 or not (self.rtol is None or 0 <= self.rtol < 1):
+            raise InputError(f"study.seed={self.seed} must not be negative, and rtol={self.rtol} lie in [0, 1)")
+        if self.networks < 1 or self.t < 1 or not 10 <= low <= high or not 1 <= self.n_mult <= 1000:
             raise InputError(
                 f"study.networks={self.networks} and t={self.t} must be at least 1, d_out_range={self.d_out_range} "
-                f"begin at 10 or more, n_mult={self.n_mult} be at least 1"
+                f"begin at 10 or more, n_mult={self.n_mult} lie in 1 to 1000"
             )
 
 
@@ -113,10 +114,12 @@ def main(arguments: Sequence[str]) -> None:
     parser = Parser(prog="frugal rank", description=DESCRIPTION, usage="frugal rank -c CONFIG [--study.ARGUMENT VALUE]")
     parser.add_argument("-c", "--config", action="config", help="a YAML file with these options")
     parser.add_class_arguments(RankStudy, "study")
+    name = needed_config(list(arguments))
     study = parser.instantiate_classes(parser.parse_args(list(arguments))).study
-    name = config_path(typed_configs(list(arguments)))
     result = {"study": asdict(study), "ratios": RATIOS, "curves": measure(study), **provenance()}
-    write(result, Path("results") / f"{name}.json")
+    path = Path("results") / f"{name}.json"
+    set_another_aside(path, result, ("study",))
+    write(result, path)
     picture = Path("runs") / name / "rank.png"
     draw(result, picture)
     print(picture)
@@ -205,7 +208,8 @@ def _normalised(y: Tensor, study: RankStudy) -> Tensor:
 
 def table(result: dict[str, Any], panel: str) -> Table:
     """A line for each nonlinearity, a column for each ratio."""
-    shown = Table("input / output", *map(str, result["ratios"]), title=f"{PANELS[panel]}: rank / output channels")
+    title = f"{PANELS[panel]}: rank / output channels, by input / output channels"
+    shown = Table("", *map(str, result["ratios"]), title=title, box=SIMPLE, padding=(0, 1, 0, 0))
     for name, values in result["curves"][panel].items():
         shown.add_row(name, *(f"{value:.2f}" for value in values))
     return shown
@@ -218,14 +222,17 @@ def draw(result: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(11, 7.6), layout="constrained")
     for axes, (panel, title) in zip(figure.subplots(2, 2).flatten(), PANELS.items(), strict=True):
         for i, (name, values) in enumerate(result["curves"][panel].items()):
-            axes.plot(result["ratios"], values, color=f"C{i}", linewidth=1.3, label=name)
+            style = ("-", "--", "-.", ":")[i % 4]  # several lie on one another
+            axes.plot(result["ratios"], values, style, color=f"C{i}", linewidth=1.5, label=name)
             if name in PAPER[panel]:
                 axes.plot(PAPER_RATIOS, PAPER[panel][name], "x", color=f"C{i}", markersize=5)
+        if PAPER[panel]:
+            axes.plot([], [], "x", color="black", markersize=5, label="read from the paper")
         axes.set(title=title, xlabel="input / output channels", ylabel="rank / output channels", ylim=(0, 1.03))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7, loc="lower right")
     study = {name: value for name, value in result["study"].items() if value is not None}
     settings = ", ".join(f"{name} {value}" for name, value in study.items())
-    figure.suptitle(f"{settings}; crosses: read from the paper", fontsize=8)
+    figure.suptitle(settings, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)

@@ -97,14 +97,16 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def _with_the_nuclear_norm(lists: list[dict[str, Any]]) -> dict[str, float] | None:
-    """Correlation of accuracy with the nuclear norm over lists, where callbacks.NuclearNorm has measured it."""
+    """Correlation of accuracy with the nuclear norm, over lists of which callbacks.NuclearNorm measured every trial."""
     name = "test/nuclear_norm"
-    if len(lists) < 3 or not all(name in run.get("metrics", ()) for row in lists for run in row["runs"]):
-        return None
-    for row in lists:
+    measured = [row for row in lists if all(name in run.get("metrics", ()) for run in row["runs"])]  # none diverged
+    for row in measured:
         row["nuclear_norm"] = statistics.fmean(run["metrics"][name] for run in row["runs"])
-    norms, scores = ([row[key] for row in lists] for key in ("nuclear_norm", "top1"))
+    norms, scores = ([row[key] for row in measured] for key in ("nuclear_norm", "top1"))
+    if len(measured) < 3 or len(set(norms)) == 1 or len(set(scores)) == 1:
+        return None
     return {
+        "lists": len(measured),
         "pearson": float(np.corrcoef(norms, scores)[0, 1]),
         "spearman": float(np.corrcoef(_average_ranks(norms), _average_ranks(scores))[0, 1]),
     }
@@ -187,7 +189,7 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     axes.set(xlabel="block", ylabel="channels (mean and deviation)")
     axes.legend(fontsize=8)
     for other in beside:
-        points = [(row["nuclear_norm"], row["top1"]) for row in result["lists"]]
+        points = [(row["nuclear_norm"], row["top1"]) for row in result["lists"] if "nuclear_norm" in row]
         other.scatter(*zip(*points, strict=True), s=12)
         title = "Pearson {pearson:.2f}, Spearman {spearman:.2f}".format(**result["nuclear_norm"])
         other.set(xlabel="nuclear norm of the features", ylabel="top1", title=title)

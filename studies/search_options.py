@@ -9,7 +9,7 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.cli import LightningArgumentParser
 
 from callbacks import FiniteLoss
-from commands.train import FrugalCLI
+from commands.train import FrugalCLI, trainer_errors
 from networks import InputError
 from networks.errors import check_choice
 from networks.rexnet.space import BUDGETS, PUBLISHED, Around, Budget, sample
@@ -46,7 +46,7 @@ class Search:
         draw_seed: of the lists that are drawn.
 
     Raises:
-        InputError: an unknown budget or mode, seeds twice or none, a negative number of candidates.
+        InputError: an unknown budget or mode, seeds twice or none, negative numbers, a budget that has such.
     """
 
     budget: str | Budget = "a"
@@ -63,8 +63,12 @@ class Search:
             raise InputError(f"search.budget={self.budget!r} is none of {', '.join(BUDGETS)}: give one, or numbers")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise InputError(f"search.seeds={self.seeds} must be different numbers, and at least one")
-        if self.candidates < 0:
-            raise InputError(f"search.candidates={self.candidates} must not be negative")
+        if self.candidates < 0 or not all(0 <= seed < 2**32 for seed in (self.draw_seed, *self.seeds)):
+            raise InputError(
+                f"search.candidates={self.candidates} must not be negative, and draw_seed={self.draw_seed} and "
+                f"seeds={self.seeds} lie in 0 to 2**32 - 1"
+            )
+        self.limits.check()
 
     @property
     def name(self) -> str:
@@ -108,7 +112,7 @@ class Pool:
         gpus: share of a GPU that a trial takes; None is 0.25 where there are GPUs, and 0 where there are none.
 
     Raises:
-        InputError: numbers that are not positive.
+        InputError: numbers that are not positive, more than one GPU for a trial.
     """
 
     address: str | None = None
@@ -117,8 +121,11 @@ class Pool:
     gpus: float | None = None
 
     def __post_init__(self) -> None:
-        if self.cpus < 1 or (self.workers is not None and self.workers < 1) or (self.gpus or 0) < 0:
+        gpus = self.gpus or 0.0
+        if self.cpus < 1 or (self.workers is not None and self.workers < 1) or not 0 <= gpus < float("inf"):
             raise InputError(f"ray.cpus={self.cpus}, ray.workers={self.workers}, ray.gpus={self.gpus}: too few")
+        if gpus > 1:
+            raise InputError(f"ray.gpus={self.gpus}: a trial computes on one GPU, or on a share of it")
 
 
 class SearchCLI(FrugalCLI):
@@ -126,11 +133,13 @@ class SearchCLI(FrugalCLI):
 
     Args:
         arguments: of `frugal search`, and in a worker those of the trial.
-        channels: of the network.
+        channels: of the network; None builds one of any channels, to read the options and the data.
         logger: arguments that a logger gets in this trial.
     """
 
-    def __init__(self, arguments: list[str], channels: tuple[int, ...] = (16, 16), logger: dict | None = None) -> None:
+    def __init__(
+        self, arguments: list[str], channels: tuple[int, ...] | None = None, logger: dict | None = None
+    ) -> None:
         self.channels, self.logger_args = channels, logger or {}
         super().__init__(arguments, run=False)
 
@@ -143,17 +152,30 @@ class SearchCLI(FrugalCLI):
 
     def before_instantiate_classes(self) -> None:
         super().before_instantiate_classes()
+        self._refuse_what_is_chosen()
         self.recipe = _recipe(yaml.safe_load(self.parser.dump(self.config, skip_none=True)))
         init_args = self.config.model.init_args
         if init_args.get("network") != NETWORK or "channels" in (init_args.network_args or {}):
             raise InputError(f"a search trains {NETWORK}, whose channels it chooses: leave model.network and those out")
         self.network_args = init_args.network_args or {}
-        init_args.network_args = {**self.network_args, "channels": list(self.channels)}
+        budget = self.config.search.budget
+        blocks = BUDGETS.get(budget, BUDGETS["a"]) if isinstance(budget, str) else budget  # Search refuses others
+        init_args.network_args = {**self.network_args, "channels": list(self.channels or (16,) * blocks.blocks)}
         if self.config.trainer.logger in (None, True):
             self.config.trainer.logger = False  # a trial's curve is in its record
         for logger in _listed(self.config.trainer.logger):
             known = {name: value for name, value in self.logger_args.items() if name in logger.init_args}
             logger.init_args.update(Namespace(known))
+
+    def _refuse_what_is_chosen(self) -> None:
+        trainer = self.config.trainer
+        if self.channels is None:  # not in a worker, which gets them
+            if self.config.seed_everything != 0:
+                raise InputError("seed_everything is chosen for each trial: leave it out, and see --search.seeds")
+            if trainer.default_root_dir is not None:
+                raise InputError("trainer.default_root_dir is chosen for each trial: leave it out")
+        if trainer.fast_dev_run or trainer.limit_test_batches == 0:
+            raise InputError("a trial is ranked by its test/top1: leave fast_dev_run and limit_test_batches 0 out")
 
     @property
     def around(self) -> Around:
@@ -172,7 +194,8 @@ class SearchCLI(FrugalCLI):
             enable_model_summary=False,
             enable_progress_bar=False,
         )
-        return Trainer(**options)
+        with trainer_errors():
+            return Trainer(**options)
 
 
 def _listed(given: Any) -> list[Any]:

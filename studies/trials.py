@@ -9,6 +9,7 @@ import numpy as np
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 import networks
+from callbacks.record import provenance
 from networks import InputError
 from networks.rexnet import space
 from studies.search_options import SearchCLI
@@ -51,7 +52,7 @@ def train(arguments: list[str], trial: Trial, group: str) -> dict[str, Any]:
     Raises:
         InputError: what cannot work in any trial; a built network that does not cost what the closed form says.
     """
-    began = time.monotonic()
+    began, made_by = time.monotonic(), provenance()
     os.environ["WANDB_RUN_GROUP"] = group
     logger = {"id": secrets.token_hex(4), "name": trial.name, "save_dir": f"runs/{group}/loggers"}
     cli = SearchCLI([*arguments, "--seed_everything", str(trial.seed)], trial.channels, logger)
@@ -76,6 +77,8 @@ def train(arguments: list[str], trial: Trial, group: str) -> dict[str, Any]:
         "diverged": diverged,
         "curve": curve.top1,
         "seconds": round(time.monotonic() - began, 2),
+        "device": trainer.strategy.root_device.type,
+        **{name: made_by[name] for name in ("commit", "uncommitted_changes")},
     }
 
 

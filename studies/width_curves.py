@@ -49,9 +49,13 @@ def draw(results: Mapping[str, Mapping[str, Any]], path: Path) -> None:
         widths, printed = result["groups"]["top"]["widths"], PAPER.get(result["budget"]["name"])
         axes.plot(range(1, len(widths) + 1), widths, marker="o", color=f"C{i}", label=name)
         if printed:
-            axes.plot(range(1, len(printed) + 1), printed, "--", color=f"C{i}", alpha=0.6)
+            of_paper = f"{name}, read from the paper's figure"
+            axes.plot(range(1, len(printed) + 1), printed, "--", color=f"C{i}", alpha=0.6, label=of_paper)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(xlabel="block", ylabel="mean channels of the top tenth", title="dashed: read from the paper's figures")
+    axes.set(
+        xlabel="block",
+        ylabel="mean channels of the top tenth",
+    )
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=110)
 

@@ -120,6 +120,8 @@ def test_factor_analysis(row, ratios, macs, expansion):
     assert abs(complexity.count(cli.model.network, (3, 32, 32)).flops / macs - 1) < 0.005
     activations = {type(block.conv_exp.bn.act).__name__ for block in blocks}
     assert activations == {"SiLU" if row == 4 else "ReLU6"}
+    around = cli.model.network.stem, cli.model.network.features[-1]
+    assert {type(layer.bn.act).__name__ for layer in around} == {"ReLU6"}
     assert "NuclearNorm" in [callback.class_path.split(".")[-1] for callback in cli.config.trainer.callbacks]
 
 

@@ -95,7 +95,9 @@ class BottleneckNet(nn.Module):
         return self.features(self.stem(x))
 
     def get_classifier(self) -> nn.Module:
-        """The layer that gives the scores."""
+        """The layer that gives the scores; the identity where there are no classes."""
+        if not self.num_classes:
+            return nn.Identity()
         return [layer for layer in self.head.modules() if isinstance(layer, nn.Linear | nn.Conv2d)][-1]
 
     def forward(self, x: Tensor) -> Tensor:

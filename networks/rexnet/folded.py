@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.layers import BatchNormAct2d
+from timm.layers import BatchNormAct2d, ClassifierHead
 from torch import Tensor, nn
 
 from networks.errors import InputError
@@ -34,8 +34,8 @@ class Folded(nn.Module):
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:
         super().__init__()
-        shapes = {tuple((name, tensor.shape) for name, tensor in network.state_dict().items()) for network in networks}
-        if len(shapes) != 1 or not all(isinstance(network, BottleneckNet) for network in networks):
+        plain = all(isinstance(net, BottleneckNet) and isinstance(net.head, ClassifierHead) for net in networks)
+        if not plain or len(set(map(repr, networks))) != 1:
             raise InputError("only networks of channel_search_net with one channel list can be folded")
         self.count = len(networks)
         self.network: Any = copy.deepcopy(networks[0])

@@ -5,7 +5,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 import timm
-from timm.layers import ClassifierHead, ConvNormAct
+from timm.layers import ClassifierHead, ConvNormAct, create_act_layer
 from timm.models import build_model_with_cfg, register_model
 from timm.models import rexnet as timms
 from torch import Tensor, nn
@@ -25,8 +25,10 @@ FIGURE_STRIDES = (2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1, 1)
 class ReXNet(timms.RexNet):
     """timm's network with blocks that add their shortcuts in place: the same function and state_dict."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, stem_act: Activation | None = None, **options: Any) -> None:
         super().__init__(**options)
+        if stem_act:
+            self.stem.bn.act = create_act_layer(activation_layer(stem_act), inplace=True)
         for block in self.features[:-1]:
             block.__class__ = InvertedBottleneck
 
@@ -36,6 +38,7 @@ def rexnet(
     pretrained: bool = False,
     width: float = 1.0,
     activation: Activation = "silu",
+    stem_act: Activation | None = None,
     drop_path_rate: float | None = None,
     **options: Any,
 ) -> nn.Module:
@@ -49,6 +52,7 @@ def rexnet(
         width: w, positive.
         activation: of stem, expansions and the penultimate layer (the paper's nonlinearity table varies it); after
             depthwise convolutions stands ReLU6 always.
+        stem_act: of the stem; None as `activation`, as released. The paper's text says relu6.
         drop_path_rate: stochastic depth of the last block, linear from 0 in the first, on blocks with a shortcut.
             None is by width (ours; the authors say none for 1.0, and needed for larger ones): 0 up to 1.0, 0.2 from
             2.0 on, 0.1 between.
@@ -58,7 +62,7 @@ def rexnet(
         x: (B, in_chans, H, W); returns logits (B, num_classes).
 
     Raises:
-        InputError: an unknown activation, a width that is not positive, no weights of that width.
+        InputError: an unknown activation, a width or rate out of range, no weights of that width.
     """
     if not width > 0:
         raise InputError(f"{width=} must be positive")
@@ -67,6 +71,8 @@ def rexnet(
     if drop_path_rate is None:
         drop_path_rate = 0.0 if width <= 1 else 0.1 if width < 2 else 0.2
     variant = RELEASED.get(width, RELEASED[1.0])
+    if not 0 <= drop_path_rate < 1:
+        raise InputError(f"{drop_path_rate=} must lie in [0, 1)")
     if not options.get("pretrained_cfg"):
         options["pretrained_cfg"] = timm.get_pretrained_cfg(variant)
     return build_model_with_cfg(
@@ -76,6 +82,7 @@ def rexnet(
         feature_cfg={"flatten_sequential": True},
         width_mult=width,
         act_layer=activation_layer(activation),
+        stem_act=stem_act,
         drop_path_rate=drop_path_rate,
         **options,
     )

@@ -33,6 +33,12 @@ class Around:
     in_chans: int = 3  # of the images
     side: int = 32
 
+    def __post_init__(self) -> None:
+        if self.expansion < 2:
+            raise InputError(
+                f"expansion={self.expansion}: below 2 blocks have no layer that expands, which costs count"
+            )
+
 
 PAPER = Around()
 
@@ -84,6 +90,8 @@ def _neighbours(channels: Lists, around: Around) -> tuple[Lists, Lists]:
 def _pixels(blocks: int, around: Around) -> tuple[Lists, Lists]:
     """Pixels of the maps entering and leaving each block, (d,) each."""
     halved = np.isin(np.arange(1, blocks + 1), stride_blocks(blocks) if around.strided is None else around.strided)
+    if around.side % 2 ** halved.sum():
+        raise InputError(f"images of {around.side} pixels cannot be halved {halved.sum()} times: resize them")
     sides = around.side // 2 ** np.concatenate(([0], halved.cumsum()))
     return sides[:-1] ** 2, sides[1:] ** 2
 
@@ -99,8 +107,7 @@ class Budget:
         params: the target, with 10 classes; None leaves parameters free.
         params_tolerance: relative.
 
-    Raises:
-        InputError: numbers that are not positive.
+    FLOPs count a head of 100 classes whatever the data have, parameters one of 10: so the paper's numbers are budgets.
     """
 
     blocks: int
@@ -109,7 +116,12 @@ class Budget:
     params: float | None = None
     params_tolerance: float = 0.06
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Refuse what no list can meet.
+
+        Raises:
+            InputError: fewer than two blocks, numbers that are not positive.
+        """
         if self.blocks < 2:
             raise InputError(f"budget.blocks={self.blocks} must be at least 2")
         for name in ("flops", "flops_tolerance", "params", "params_tolerance"):
@@ -156,8 +168,9 @@ def sample(budget: Budget, count: int, seed: int = 0, around: Around = PAPER) ->
     """Distinct lists within a budget, (count, d), the same ones for the same seed and the first of any larger count.
 
     Raises:
-        InputError: too few lists meet the budget.
+        InputError: too few lists meet the budget, or its numbers are not positive.
     """
+    budget.check()
     generator = np.random.default_rng(seed)
     found: dict[tuple[int, ...], None] = {}
     for _ in range(DRAWS // CHUNK):

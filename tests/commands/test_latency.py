@@ -5,7 +5,7 @@ import json
 import pytest
 
 import frugal
-from commands.latency import PAPER, build, draw, table
+from commands.latency import PAPER, build, draw, paper_top1, table
 from networks import InputError
 from networks.complexity import count
 
@@ -16,7 +16,9 @@ def test_names_with_arguments_and_sides():
     assert (timed.side, timed.network.num_features, timed.network.training) == (64, 1152, False)
 
 
-@pytest.mark.parametrize("text", ["rexnet{width", "rexnet{: :}", "rexnet@0", "@3", "rexnet{width: [}"])
+@pytest.mark.parametrize(
+    "text", ["rexnet{width", "rexnet{: :}", "rexnet@0", "@3", "rexnet{width: [}", "rexnet{width: }"]
+)
 def test_names_that_are_none(text):
     with pytest.raises(InputError, match="is no NAME"):
         build(text)
@@ -29,6 +31,17 @@ def test_paper_rows_cost_what_the_paper_says():
     for text, (params, macs) in printed.items():
         report = count(build(text).network, (3, 224, 224))
         assert (round(report.params / 1e6, 1), round(report.flops / 1e9, 2)) == (params, macs)
+
+
+def test_accuracies_are_those_that_the_paper_prints():
+    """Its scaling table (spec 8.4), also under timm's names."""
+    printed = {"0.9": 77.2, "1.0": 77.9, "1.1": 78.6, "1.2": 79.0, "1.3": 79.5, "1.4": 79.8, "1.5": 80.3}
+    printed |= {"2.0": 81.6, "2.2": 81.7, "3.0": 82.8}
+    for width, percent in printed.items():
+        assert paper_top1(f"rexnet{{width: {width}}}") == pytest.approx(percent / 100)
+    assert paper_top1("rexnet_130") == paper_top1("rexnet{width: 1.3}")
+    assert paper_top1("rexnet_plain") == 0.748
+    assert paper_top1("conv2@32") is None
 
 
 def test_json_and_picture(tmp_path, capsys):

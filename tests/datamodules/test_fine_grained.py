@@ -107,6 +107,7 @@ def test_held_out_photographs_validate_in_evaluations_form(laid_out):
     data.setup()
     assert (len(data.train_set), len(data.val_set), len(data.test_set)) == (4, 2, 2)
     assert sorted(data.val_set.labels.tolist()) == [0, 1]
+    assert {*data.val_set.names.tolist()}.isdisjoint(data.test_set.names.tolist())
     assert not {*data.train_set.names.tolist()} & {*data.val_set.names.tolist()}
     assert data.val_set.transform is data.test_set.transform is not data.train_set.transform
 

@@ -8,10 +8,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import frugal
+from networks import InputError
+from studies.pool import _check_fits
+from studies.search_options import Pool
 
 CONFIG = """\
 search:
@@ -122,9 +126,17 @@ def test_the_fast_mode_repeats_the_tenths_alone(finished, here):
         (["--search.seeds", "[0, 0]"], "search.seeds=[0, 0] must be different numbers"),
         (["--search.candidates", "0", "--search.lists", "[]"], "there is no list to train: give search.candidates"),
         (["--model.network", "conv2"], "a search trains channel_search_net, whose channels it chooses"),
-        (["--seed_everything", "3"], "--seed_everything is chosen for each trial"),
+        (["--seed_everything", "3"], "seed_everything is chosen for each trial"),
         (["--ray.address", "127.0.0.1:9"], "ray.address=127.0.0.1:9: nothing answers there"),
         (["--ray.address", "somewhere"], "ray.address=somewhere must be HOST:PORT or ray://HOST:PORT"),
+        (["--trainer.default_root_dir", "a"], "trainer.default_root_dir is chosen for each trial"),
+        (["--trainer.fast_dev_run", "true"], "a trial is ranked by its test/top1: leave fast_dev_run"),
+        (["--trainer.limit_test_batches", "0"], "a trial is ranked by its test/top1: leave fast_dev_run"),
+        (["--trainer.accelerator", "gpu"], "trainer: "),
+        (["--search.budget.flops", ".nan"], "budget.flops=nan must be positive"),
+        (["--search.seeds", "[-1]"], "seeds=[-1] lie in 0 to 2**32 - 1"),
+        (["--search.draw_seed", "-1"], "draw_seed=-1 and seeds=[0, 1] lie in 0"),
+        (["--ray.gpus", "2"], "ray.gpus=2.0: a trial computes on one GPU"),
         (["--ray.cpus", "0"], "ray.cpus=0, ray.workers=2, ray.gpus=None: too few"),
         (["--search.moed", "fast"], "unrecognized arguments: --search.moed fast; did you mean mode?"),
     ],
@@ -142,6 +154,46 @@ def test_a_folder_of_another_study(finished, here, capsys):
     line = refused(capsys, "--search.budget.flops", "5.0e4")
     assert "another budget (flops 60000.0, now 50000.0)" in line
     assert {path: path.read_bytes() for path in (here / "runs").rglob("*.json")} == before
+
+
+def test_what_fails_before_a_trial_is_kept_claims_no_folder(here, capsys):
+    (here / "configs/tiny.yaml").write_text(CONFIG.replace("max_epochs: 1", "max_epochs: 7"))
+    refused(capsys, "--ray.address", "127.0.0.1:9")
+    (here / "configs/tiny.yaml").write_text(CONFIG)
+    search("--search.candidates", "0", "--search.seeds", "[0]")
+    assert len(list((here / "runs/tiny/trials").glob("*.json"))) == 1
+
+
+def test_strided_blocks_of_the_lists_can_be_named(here):
+    options = ["--search.candidates", "0", "--search.budget.blocks", "3", "--search.lists", "[[4, 8, 12]]"]
+    search(*options, "--search.seeds", "[0]", "--model.network_args.strided", "[3]")
+    assert len(tables(here)["lists"]) == 1
+
+
+def test_a_result_of_other_settings_is_kept_and_trials_of_other_code_are_told(finished, here, capsys):
+    shutil.copytree(finished[0] / "runs", here / "runs")
+    shutil.copytree(finished[0] / "results", here / "results")
+    before = (here / "results/tiny.json").read_bytes()
+    path = next((here / "runs/tiny/trials").glob("*_seed0.json"))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "commit": "0123456789"}))
+    search("--search.seeds", "[0]")
+    assert (here / "results/tiny.json.1").read_bytes() == before
+    assert "mind: these runs are of 0123456" in capsys.readouterr().err
+
+
+def test_a_trial_that_diverges_has_chances_accuracy(here):
+    search("--search.candidates", "0", "--search.seeds", "[0]", "--model.optimizer.lr", "1.0e30")
+    (run,) = tables(here)["lists"][0]["runs"]
+    assert (run["diverged"], run["top1"]) == (True, 0.1)
+
+
+def test_more_gpus_than_there_are_are_refused():
+    """Ray would wait for ever."""
+    nodes = [{"Alive": True, "Resources": {"CPU": 2.0}}, {"Alive": False, "Resources": {"CPU": 2.0, "GPU": 1.0}}]
+    ray = SimpleNamespace(nodes=lambda: nodes)
+    _check_fits(ray, Pool(), 0)
+    with pytest.raises(InputError, match=r"a trial takes 1 cores and 0\.25 GPUs .* which this machine does not have"):
+        _check_fits(ray, Pool(), 0.25)
 
 
 def test_a_worker_that_dies_is_replaced_once(here, capsys, monkeypatch):

@@ -45,6 +45,33 @@ def test_layers_are_torchs():
     assert weight.abs().max() > 0.95 * bound
 
 
+def test_nonlinearities_are_those_of_their_names():
+    modules = {"Linear": "Identity", "HardSwish": "Hardswish", "SoftPlus": "Softplus"}
+    x = torch.linspace(-8, 8, 101)
+    for name, function in ACTIVATIONS.items():
+        torch.testing.assert_close(function(x), getattr(torch.nn, modules.get(name, name))()(x))
+
+
+def test_inputs_are_one_more_than_half_as_many_again_as_outputs(monkeypatch):
+    shapes = []
+
+    def features(panel, study, x, d_out, generator):
+        shapes.append((*x.shape, d_out))
+        return torch.eye(d_out)[None].expand(len(ACTIVATIONS), -1, -1)
+
+    monkeypatch.setattr("studies.rank._features", features)
+    ranks(RankStudy(d_out_range=(21, 21)), 0)
+    assert set(shapes) == {(round(ratio * 21), 32, 21) for ratio in RATIOS}  # N = floor(1.5 x 21) + 1
+
+
+def test_curves_of_the_uniform_preset(curves):
+    """Spec 6.3, item 2, of a 1x1 convolution at ratios 0.1 and 0.2, in another prototype."""
+    prototype = {"LeakyReLU": (0.89, 0.97), "ELU": (0.95, 1), "SiLU": (0.95, 1), "SoftPlus": (0.73, 1)}
+    prototype["HardSwish"] = 0.71, 1
+    for name, expected in prototype.items():
+        assert np.allclose(curves[CONV1X1, list(ACTIVATIONS).index(name), :2], expected, atol=0.06), name
+
+
 def test_a_network_is_a_function_of_seed_and_index():
     study = RankStudy(d_out_range=(16, 40))
     assert np.array_equal(ranks(study, 3), ranks(study, 3))
@@ -86,6 +113,26 @@ def test_with_space_a_linear_layer_is_not_on_the_identity():
     assert torch.linalg.matrix_rank(pooled) == 40
 
 
+def test_a_study_needs_a_config(capsys):
+    with pytest.raises(SystemExit):
+        frugal.main(["rank"])
+    assert "give a config with -c" in capsys.readouterr().err
+
+
+def test_a_result_of_other_settings_is_kept(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/small.yaml").write_text("study: {networks: 1, d_out_range: [10, 10]}\n")
+    results = tmp_path / "results"
+    for _ in range(2):
+        frugal.main(["rank", "-c", "configs/small.yaml"])
+    before = (results / "small.json").read_bytes()
+    assert [path.name for path in results.iterdir()] == ["small.json"]
+    frugal.main(["rank", "-c", "configs/small.yaml", "--study.seed", "1"])
+    assert (results / "small.json.1").read_bytes() == before
+    assert "kept the result of other settings: results/small.json.1" in capsys.readouterr().out
+
+
 def test_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").mkdir()
@@ -100,7 +147,20 @@ def test_the_command(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"networks": 0}, {"d_out_range": (5, 20)}, {"d_out_range": (30, 20)}, {"t": 0}, {"x_dist": "cauchy"}]
+    "wrong",
+    [
+        {"networks": 0},
+        {"d_out_range": (5, 20)},
+        {"d_out_range": (30, 20)},
+        {"t": 0},
+        {"x_dist": "cauchy"},
+        {"n_mult": math.nan},
+        {"n_mult": math.inf},
+        {"rtol": -1.0},
+        {"rtol": math.nan},
+        {"rtol": 2.0},
+        {"seed": -1},
+    ],
 )
 def test_studies_that_cannot_be(wrong):
     with pytest.raises(InputError, match=f"study.{next(iter(wrong))}|{next(iter(wrong))}"):

@@ -90,6 +90,7 @@ def test_the_printed_pair_is_compared_seed_by_seed():
 def test_costs_of_a_list():
     """Of budget (a)'s best list (spec 5.3): body, with 10 classes, multiply-adds of 100 classes, FLOPs."""
     cost = ranking.costs(PUBLISHED["a"]["best"][0], 100)
+    assert ranking.costs(PUBLISHED["a"]["best"][0], 10)["flops"] == cost["flops"]  # budgets count 100 classes
     assert cost == {
         "params_body": 187_994,
         "params": 198_244,
@@ -108,5 +109,13 @@ def test_correlation_with_the_nuclear_norm():
     found = ranking.ranked(lists, {})["nuclear_norm"]
     assert found["pearson"] == pytest.approx(stats.pearsonr(norms, scores)[0])
     assert found["spearman"] == pytest.approx(stats.spearmanr(norms, scores)[0])
-    del lists[0]["runs"][0]["metrics"]
-    assert ranking.ranked(lists, {})["nuclear_norm"] is None
+    assert found["lists"] == 5
+    without = rows([*scores, 0.1])  # its trial diverged
+    for row, norm in zip(without, norms, strict=False):
+        row["runs"][0]["metrics"] = {"test/nuclear_norm": norm}
+    assert ranking.ranked(without, {})["nuclear_norm"] == found
+    assert "nuclear_norm" not in without[5]
+    same = rows([0.1, 0.2, 0.3])
+    for row in same:
+        row["runs"][0]["metrics"] = {"test/nuclear_norm": 2.0}
+    assert ranking.ranked(same, {})["nuclear_norm"] is None

@@ -9,9 +9,9 @@ from networks import InputError
 from networks.rexnet import Folded
 
 
-def build(seed, channels=(8, 12, 12, 20)):
+def build(seed, channels=(8, 12, 12, 20), **options):
     torch.manual_seed(seed)
-    return timm.create_model("channel_search_net", channels=channels, penultimate=32, num_classes=10)
+    return timm.create_model("channel_search_net", channels=channels, penultimate=32, num_classes=10, **options)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -53,5 +53,10 @@ def test_networks_are_copied():
 def test_other_networks_are_refused():
     with pytest.raises(InputError, match="one channel list"):
         Folded([build(0), build(1, (8, 12, 12, 24))])
+    for options in ({"activation": "silu"}, {"strided": (1, 2)}):  # of the same shapes
+        with pytest.raises(InputError, match="one channel list"):
+            Folded([build(0), build(1, **options)])
     with pytest.raises(InputError, match="only networks of channel_search_net"):
         Folded([timm.create_model("rexnet", num_classes=3)])
+    with pytest.raises(InputError, match="only networks of channel_search_net"):
+        Folded([timm.create_model("rexnet_lite", num_classes=3)])

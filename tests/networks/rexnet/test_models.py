@@ -100,6 +100,14 @@ def test_lite_channels():
     fixed = meta("rexnet_lite", width=2.0, fix_head_stem=True)
     assert (fixed.stem.conv.out_channels, fixed.num_features) == (32, 1280)
     assert not any(isinstance(module, nn.SiLU) for module in meta("rexnet_lite").modules())
+    assert [module.p for module in meta("rexnet_lite").modules() if isinstance(module, nn.Dropout)][-1:] == [0.2]
+
+
+@pytest.mark.parametrize(("name", "options"), [("rexnet_lite", {}), ("channel_search_net", {"channels": (8, 8)})])
+def test_without_classes_nothing_classifies(name, options):
+    assert isinstance(timm.create_model(name, num_classes=0, **options).get_classifier(), nn.Identity)
+    classifier = timm.create_model(name, num_classes=7, **options).get_classifier()
+    assert getattr(classifier, "out_features", None) == 7 or classifier.out_channels == 7
 
 
 @pytest.mark.parametrize(
@@ -111,6 +119,9 @@ def test_plain(layout, params, macs, depthwise):
     report = count(net, (3, 224, 224))
     assert (report.params, report.flops) == (params, macs)
     assert sum(isinstance(m, nn.Conv2d) and m.groups > 1 for m in net.modules()) == depthwise
+    for block in list(net.features)[:13]:
+        assert [type(layer.bn.act) for layer in block] == [nn.ReLU6, nn.SiLU]
+    assert net.head.drop.p == 0.2
 
 
 @pytest.mark.parametrize("width", [0.9, 1.0, 1.3, 2.2])
@@ -171,6 +182,19 @@ def test_nonlinearity_rows_cost_the_same(activation):
     kinds = [type(conv.bn.act).__name__.lower() for conv in (net.stem, net.features[3].conv_exp, net.features[16])]
     assert kinds == [activation.replace("_", "")] * 3
     assert all(isinstance(block.act_dw, nn.ReLU6) for block in blocks(net))
+
+
+def test_the_stem_may_have_its_own_activation():
+    """The paper's text says ReLU6; released is SiLU."""
+    net = meta("rexnet", stem_act="relu6")
+    kinds = [type(conv.bn.act) for conv in (net.stem, net.features[3].conv_exp, net.features[16])]
+    assert kinds == [nn.ReLU6, nn.SiLU, nn.SiLU]
+    assert net.state_dict().keys() == meta("rexnet").state_dict().keys()
+
+
+def test_rates_that_are_none():
+    with pytest.raises(InputError, match=r"drop_path_rate=1.0 must lie in \[0, 1\)"):
+        meta("rexnet", drop_path_rate=1.0)
 
 
 def test_drop_path_by_width_and_on_shortcuts_alone():

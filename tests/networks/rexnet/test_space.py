@@ -1,5 +1,6 @@
 """The search space: closed-form costs against built networks, and what the sampler gives."""
 
+import math
 from itertools import pairwise
 
 import numpy as np
@@ -107,6 +108,24 @@ def test_published_lists_are_in_the_space_and_in_their_budgets(which):
     assert BUDGETS[which[0]].accepts(np.array([LISTS[which]]))[0]
 
 
+def test_targets_of_the_budgets():
+    """Table 1's (a) to (d), (d) as its groups are, and those of the discussion (spec 5.4)."""
+    targets = {name: (budget.blocks, budget.flops / 1e6, budget.params) for name, budget in BUDGETS.items()}
+    assert targets == {
+        "a": (5, 30, 0.2e6),
+        "b": (9, 100, 0.5e6),
+        "c": (9, 200, 1e6),
+        "d": (13, 350, 3e6),
+        **{f"5_blocks_{flops}m": (5, flops, None) for flops in (30, 50, 70)},
+        **{f"9_blocks_{flops}m": (9, flops, None) for flops in (100, 150, 200)},
+    }
+
+
+def test_first_channels_are_drawn_from_16_to_64():
+    drawn = space.draw(Budget(2, 1e12), 5000, np.random.default_rng(0))[:, 0]
+    assert (drawn.min(), drawn.max()) == (16, 64)
+
+
 def test_published_slopes():
     """Spec 5.2's table, of the straight lines."""
     assert slopes(LISTS["b", "best"])[0] < 8.75 < slopes(LISTS["b", "best"])[1]
@@ -132,8 +151,8 @@ def test_sampled_lists(name):
     assert len(np.unique(lists, axis=0)) == 200
     assert budget.accepts(lists).all()
     assert all(representable(channels) for channels in lists.tolist())
-    assert (lists[:, 0] >= 16).all()
-    assert (lists[:, 0] <= 64).all()
+    assert lists[:, 0].min() >= 16
+    assert lists[:, 0].max() <= 64
     assert np.array_equal(space.sample(budget, 50), lists[:50])
     assert not np.array_equal(space.sample(budget, 50, seed=1), lists[:50])
 
@@ -157,8 +176,16 @@ def test_subsets_of_every_size_are_as_likely():
 def test_a_budget_that_nobody_meets():
     with pytest.raises(InputError, match="only 0 of 10 lists of 5 blocks"):
         space.sample(Budget(5, 30e6, params=5e6), 10)
-    with pytest.raises(InputError, match=r"budget\.flops=0"):
-        Budget(5, 0)
+    for budget, named in ((Budget(5, 0), "flops=0"), (Budget(1, 1e6), "blocks=1"), (Budget(5, math.nan), "flops=nan")):
+        with pytest.raises(InputError, match=rf"budget\.{named}"):
+            space.sample(budget, 1)
+
+
+def test_surroundings_without_a_closed_form():
+    with pytest.raises(InputError, match="expansion=1: below 2"):
+        Around(expansion=1)
+    with pytest.raises(InputError, match="images of 30 pixels cannot be halved 2 times"):
+        space.macs(np.array([[20, 30, 40]]), 10, Around(side=30))
 
 
 @pytest.mark.parametrize("channels", [[], [30, 20], [0, 3]])
