@@ -106,10 +106,14 @@ def set_aside(path: Path) -> Path | None:
 
 def set_another_aside(path: Path, result: dict[str, Any], settings: tuple[str, ...]) -> None:
     """Keep the JSON file that is there, if it has other settings than what will be written, and say so."""
-    if path.is_file():
+    if not path.is_file():
+        return
+    try:
         kept = json.loads(path.read_text())
-        if any(kept.get(name) != json.loads(json.dumps(result[name])) for name in settings):
-            print(f"kept the result of other settings: {set_aside(path)}")
+    except ValueError:  # cut off, or of other hands
+        kept = {}
+    if any(kept.get(name) != json.loads(json.dumps(result[name])) for name in settings):
+        print(f"kept the result of other settings: {set_aside(path)}")
 
 
 def copy_aside(path: Path) -> Path | None:

@@ -131,6 +131,9 @@ def test_a_result_of_other_settings_is_kept(tmp_path, monkeypatch, capsys):
     frugal.main(["rank", "-c", "configs/small.yaml", "--study.seed", "1"])
     assert (results / "small.json.1").read_bytes() == before
     assert "kept the result of other settings: results/small.json.1" in capsys.readouterr().out
+    (results / "small.json").write_text('{"study": ')  # cut off
+    frugal.main(["rank", "-c", "configs/small.yaml"])
+    assert (results / "small.json.2").read_text() == '{"study": '
 
 
 def test_the_command(tmp_path, monkeypatch, capsys):
