@@ -22,8 +22,8 @@ from studies.trials import Trial
 def main(arguments: Sequence[str]) -> None:
     """Search, and show what was found."""
     given = list(arguments)
-    name = needed_config(given)
     cli = SearchCLI(given)
+    name = needed_config(given)
     options = cli.config_init
     folder = Path("runs") / name
     with lock(folder):

@@ -145,8 +145,9 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
         groups.add_row(
             name,
             str(group["lists"]),
-            "{mean:.4f} ± {deviation:.4f}".format(**group["top1"]),
-            *(f"{group[key]['mean'] / 1e6:.2f} ± {group[key]['deviation'] / 1e6:.2f}" for key in ("params", "flops")),
+            _shown(group, "top1", 1, 4),
+            _shown(group, "params", 1e6, 3),
+            _shown(group, "flops", 1e6, 2),
             f"{group['line']['r2']:.3f}",
             " ".join(f"{width:.0f}" for width in group["widths"]),
         )
@@ -166,6 +167,12 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
     difference = pair["paper"]["best"] - pair["paper"]["worst"]
     printed.add_row("difference, over seeds", f"{pair['mean_difference']:.4f}{error}", f"{difference:.3f}")
     return [groups, printed, lists]
+
+
+def _shown(group: Mapping[str, Any], name: str, unit: float, digits: int) -> str:
+    """The mean, with the deviation where there are several lists."""
+    mean, deviation = (f"{group[name][key] / unit:.{digits}f}" for key in ("mean", "deviation"))
+    return f"{mean} ± {deviation}" if group["lists"] > 1 else mean
 
 
 def draw(result: Mapping[str, Any], path: Path) -> None:

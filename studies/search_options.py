@@ -148,6 +148,8 @@ class SearchCLI(FrugalCLI):
         parser.usage, parser.description = USAGE, DESCRIPTION
         parser.add_class_arguments(Search, "search")
         parser.add_class_arguments(Pool, "ray")
+        groups: Any = parser._action_groups
+        groups[2:2] = [groups.pop(), groups.pop()][::-1]  # --help shows these two first
         parser.set_defaults({"model": {"class_path": "lightning_modules.ReXNet", "init_args": {"network": NETWORK}}})
 
     def before_instantiate_classes(self) -> None:

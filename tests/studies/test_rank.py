@@ -119,6 +119,14 @@ def test_a_study_needs_a_config(capsys):
     assert "give a config with -c" in capsys.readouterr().err
 
 
+def test_help_needs_none(capsys):
+    for command in ("rank", "search"):
+        with pytest.raises(SystemExit) as stop:
+            frugal.main([command, "--help"])
+        assert stop.value.code == 0
+        assert f"usage: frugal {command} -c CONFIG" in capsys.readouterr().out
+
+
 def test_a_result_of_other_settings_is_kept(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").mkdir()
