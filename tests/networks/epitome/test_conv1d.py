@@ -81,7 +81,7 @@ def test_offsets_interpolate_and_repeats_fold(repeats, channels):
     repeats=st.integers(1, 9),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_forms_and_gradients_agree_on_any_shape(
     channels, filters, length, stride, padding, dilation, sampling_stride, repeats, seed
 ):

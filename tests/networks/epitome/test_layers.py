@@ -107,7 +107,7 @@ def test_linear_is_that_of_its_weight_in_every_form(share, m, features, source):
     source=st.sampled_from(["none", "param"]),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_all_forms_agree_on_any_shape(share, m, channels, kernel, stride, padding, dilation, source, seed):
     layer = make(
         EpitomeConv2d, *channels, kernel, stride, padding, dilation,
@@ -244,7 +244,6 @@ def test_positions_may_begin_spread():
 
 
 @given(bits=st.integers(1, 8), seed=st.integers(0, 99))
-@settings(deadline=None)
 def test_quantised_values_are_within_half_a_step(bits, seed):
     values = torch.randn(7, 5, generator=torch.Generator().manual_seed(seed))
     quantized = quantize(values, bits)

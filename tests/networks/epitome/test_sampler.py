@@ -82,7 +82,7 @@ def test_linear_in_the_epitome():
     plain=st.booleans(),
     dim=st.sampled_from([0, 1, -1, -2]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_fold_is_the_transpose_of_expand(n, length, seed, plain, dim):
     """<x, expand(e)> = <fold(x), e>: why a layer may fold its input instead of repeating its weight."""
     blocks = -(-length // n)
@@ -131,7 +131,6 @@ def test_the_clamp_lets_gradients_through_and_never_leaves_the_bounds():
 
 
 @given(positions=st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=8), last=st.integers(0, 1400))
-@settings(deadline=None)
 def test_windows_stay_inside_exactly(positions, last):
     positions = torch.tensor(positions)
     cell = window_cell(positions, last)

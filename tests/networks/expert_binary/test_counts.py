@@ -129,7 +129,7 @@ def test_bops_without_the_1x1_unit_and_on_cifar():
         assert bops_of(name, 32, stem="cifar") == bops
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(
     blocks=st.tuples(*[st.integers(1, 2)] * 4),
     expansion=st.tuples(*[st.sampled_from([0.5, 1, 1.5, 2])] * 4),

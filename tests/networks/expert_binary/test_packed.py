@@ -6,7 +6,7 @@ from dataclasses import fields
 import pytest
 import timm
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
@@ -37,7 +37,6 @@ def valid_taps(layer, x):
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
-@settings(deadline=None)
 @given(
     seed=st.integers(0, 1000),
     groups=st.sampled_from([1, 2, 3]),
@@ -71,7 +70,6 @@ def test_equals_the_float_layer_exactly_before_the_scale(
     assert torch.equal(integers.float(), F.conv2d(*signs, None, stride, padding, dilation, groups))
 
 
-@settings(deadline=None)
 @given(
     seed=st.integers(0, 1000),
     groups=st.sampled_from([1, 2]),

@@ -95,7 +95,7 @@ def test_every_layer_of_the_final_network_equals_the_literal_version(shape, bina
 
 
 @given(data=st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_geometry_equals_the_literal_version(data):
     groups = data.draw(st.sampled_from([1, 2, 4, 8, 16, 32]))
     c, o = (groups * data.draw(st.integers(1, 3)) for _ in range(2))

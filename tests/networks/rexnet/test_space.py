@@ -54,7 +54,7 @@ def test_costs_of_published_lists(which):
     assert tuple(int(cost[0]) for cost in costs) == COSTS[which]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.integers(1, 200), min_size=2, max_size=13).map(sorted))
 def test_closed_forms_are_what_is_built(channels):
     report = count(build(channels), (3, 32, 32))
