@@ -57,9 +57,14 @@ class Timed(NamedTuple):
     side: int
 
 
+def paper_name(text: str) -> str:
+    """A network's name in PAPER, if it is there, of timm's too: rexnet_130 is rexnet{width: 1.3}."""
+    return re.sub(r"^rexnet_(\d)(\d)0$", r"rexnet{width: \1.\2}", text)
+
+
 def paper_top1(text: str) -> float | None:
-    """The paper's accuracy of a network, under timm's names too: rexnet_130 is rexnet{width: 1.3}."""
-    return PAPER.get(re.sub(r"^rexnet_(\d)(\d)0$", r"rexnet{width: \1.\2}", text))
+    """The paper's accuracy of a network, 0 to 1."""
+    return PAPER.get(paper_name(text))
 
 
 def build(text: str) -> Timed:
@@ -184,15 +189,10 @@ def draw(result: dict[str, Any], path: Path) -> None:
     for axes, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
         families: dict[str, list[tuple[float, float]]] = {}
         for text, row in rows.items():
-            family = re.split(r"[{@]|_b?\d", text)[0]
+            name = paper_name(text)
+            family = re.split(r"[{@]|_b\d", name)[0]
             families.setdefault(family, []).append((row[key], row["paper_top1"]))
-            label = (
-                re.sub(r"^rexnet_(\d)(\d)0$", r"\1.\2", text)
-                .removeprefix("rexnet{width: ")
-                .removeprefix("efficientnet_")
-                .split("@")[0]
-                .strip("}")
-            )
+            label = name.removeprefix("rexnet{width: ").removeprefix("efficientnet_").split("@")[0].strip("}")
             axes.annotate(label, (row[key], row["paper_top1"]), (3, -9), textcoords="offset points", fontsize=7)
         for family, points in families.items():
             by_top1 = sorted(points, key=lambda point: point[1])

@@ -40,16 +40,12 @@ def run(
         return
     ray = _start(pool)
     gpus = (0.25 if ray.cluster_resources().get("GPU") else 0) if pool.gpus is None else pool.gpus
-    try:
-        _check_fits(ray, pool, gpus)
-    except InputError:
-        ray.shutdown()
-        raise
     remote = ray.remote(num_cpus=pool.cpus, num_gpus=gpus, max_retries=0)(_work)
     waiting, tries = list(reversed(trials)), dict.fromkeys(trials, 0)
     running: dict[Any, Trial] = {}
     lost: list[Trial] = []
     try:
+        _check_fits(ray, pool, gpus)
         with _progress() as progress:
             bar = progress.add_task("trials", total=done + len(trials), completed=done)
             while waiting or running:

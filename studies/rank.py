@@ -114,7 +114,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = Parser(prog="frugal rank", description=DESCRIPTION, usage="frugal rank -c CONFIG [--study.ARGUMENT VALUE]")
     parser.add_argument("-c", "--config", action="config", help="a YAML file with these options")
     parser.add_class_arguments(RankStudy, "study")
-    study = parser.instantiate_classes(parser.parse_args(list(arguments))).study
+    study = parser.instantiate(parser.parse_args(list(arguments))).study
     name = needed_config(list(arguments))
     result = {"study": asdict(study), "ratios": RATIOS, "curves": measure(study), **provenance()}
     path = Path("results") / f"{name}.json"
