@@ -1,6 +1,17 @@
 """Networks, layers and surgery in pure PyTorch. Importing it registers every architecture with timm."""
 
-from networks import binarize, biprop, bits, complexity, epitome, expert_binary, registry, rexnet, surgery
+from networks import (
+    binarize,
+    biprop,
+    bits,
+    complexity,
+    detection,
+    epitome,
+    expert_binary,
+    registry,
+    rexnet,
+    surgery,
+)
 from networks.errors import InputError
 from networks.registry import create
 
@@ -11,6 +22,7 @@ __all__ = [
     "bits",
     "complexity",
     "create",
+    "detection",
     "epitome",
     "expert_binary",
     "registry",

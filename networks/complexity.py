@@ -71,12 +71,14 @@ class LayerCost(Cost):
 class Report(Cost):
     """Cost of a network for one input of `input_size`, with that of its layers; `str()` is a table.
 
-    `output_size` is without the batch, and empty where the output is not one tensor.
+    `output_size` is without the batch, and empty where the output is not one tensor. `parts` are the sums over a
+    detector's parts, of which `layers` has the layers.
     """
 
     input_size: tuple[int, ...] = ()
     output_size: tuple[int, ...] = ()
     layers: tuple[LayerCost, ...] = ()
+    parts: tuple[LayerCost, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain types, for JSON."""
@@ -88,6 +90,10 @@ class Report(Cost):
 
 def count(network: nn.Module, input_size: Sequence[int]) -> Report:
     """Count what a network costs as deployed, without running a multiplication or touching the network.
+
+    A network whose forward depends on values, as a detector's, has a method `deployed_forward(x)` that runs the same
+    layers on tensors of stated sizes; `cost_parts`, a mapping from the name of a part to a prefix of its layers' names;
+    and in its modules `side_operations`, names of operations of unknown cost that it leaves out.
 
     Args:
         network: any module that takes one tensor.
@@ -102,12 +108,20 @@ def count(network: nn.Module, input_size: Sequence[int]) -> Report:
     ledger, failure = _run(network, input_size)
     layers = tuple(ledger.rows(failure))
     total: Cost = sum(layers, Cost())
+    prefixes: dict[str, str] = getattr(network, "cost_parts", {})
     return Report(
         **{f.name: getattr(total, f.name) for f in fields(Cost)},
         input_size=tuple(input_size),
         output_size=ledger.output_size.get(ledger.network, ()),
         layers=layers,
+        parts=tuple(part for name, prefix in prefixes.items() if (part := _part(name, prefix, layers))),
     )
+
+
+def _part(name: str, prefix: str, layers: tuple[LayerCost, ...]) -> LayerCost | None:
+    """The sum over the layers of a part; None where there are none."""
+    inside = [layer for layer in layers if layer.name.startswith(prefix)]
+    return LayerCost(**asdict(sum(inside, Cost())), name=name) if inside else None
 
 
 def output_sizes(network: nn.Module, input_size: Sequence[int]) -> dict[str, tuple[int, ...]]:
@@ -130,7 +144,8 @@ def _run(network: nn.Module, input_size: Sequence[int]) -> tuple["_Ledger", tupl
     ledger = _Ledger(twin)
     try:
         with torch.no_grad(), ledger.counter, ledger:
-            twin(torch.empty(1, *input_size, device="meta", dtype=dtype))
+            forward = getattr(twin, "deployed_forward", twin)
+            forward(torch.empty(1, *input_size, device="meta", dtype=dtype))
     except Exception as error:
         reason = str(error).split("\n")[0]
         size = "x".join(map(str, input_size))
@@ -220,6 +235,8 @@ class _Ledger(TorchDispatchMode):
                 uncounted = failure or (() if module in self.deployed else (NOT_CALLED,))
             else:
                 cost = _plain_cost(module, self.macs.get(module, 0), bool(uncounted), stored)
+            if side := getattr(module, "side_operations", ()):
+                cost, uncounted = replace(cost, overhead_flops=None), (*uncounted, *side)
             if cost != Cost():
                 rows.append(
                     LayerCost(
@@ -281,13 +298,13 @@ def _table(report: Report) -> str:
         row(layer.name or "(network)", layer.type, "x".join(map(str, layer.output_size)), layer)
         for layer in report.layers
     ]
-    total = row("total", "", "", report)
-    widths = [max(map(len, column)) for column in zip(head, *body, total, strict=True)]
+    sums = [row(part.name, "", "", part) for part in report.parts] + [row("total", "", "", report)]
+    widths = [max(map(len, column)) for column in zip(head, *body, *sums, strict=True)]
     formats = [f"{{:{'<' if i < 3 else '>'}{width}}}" for i, width in enumerate(widths)]
-    head_line, *lines = ["  ".join(formats).format(*cells).rstrip() for cells in (head, *body, total)]
+    head_line, *lines = ["  ".join(formats).format(*cells).rstrip() for cells in (head, *body, *sums)]
     rule = "-" * (sum(widths) + 2 * len(widths) - 2)
     size = "x".join(map(str, report.input_size))
     caption = f"FLOPs and BOPs are multiply-adds, each counted once, for one input of {size}; sizes in bits."
     unknown = [layer for layer in report.layers if layer.uncounted]
     notes = [f"unknown: {layer.name or '(network)'}: {', '.join(layer.uncounted)}" for layer in unknown]
-    return "\n".join([head_line, rule, *lines[:-1], rule, lines[-1], caption, *notes])
+    return "\n".join([head_line, rule, *lines[: len(body)], rule, *lines[len(body) :], caption, *notes])

@@ -1,0 +1,144 @@
+"""SSDLite: predictions at each place of six feature maps (Liu et al. 2016; Sandler et al. 2018)."""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.detection.ssd import SSD
+from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
+from torchvision.models.detection.ssdlite import SSDLiteHead
+from torchvision.ops import Conv2dNormActivation
+
+from networks.detection.taps import Taps, taps
+from networks.errors import InputError
+
+SIDES = (45, 90, 135, 180, 225, 270, 315)  # of the squares at 320 pixels: the smaller of each level, the larger follows
+STEPS = (16, 32, 64, 120, 160, 320)  # pixels between the anchors of each level, at 320 pixels
+EXTRA = (512, 256, 256, 128)  # channels of the levels behind the backbone
+BACKGROUND = 0.99  # its probability before training, as in RetinaNet (Lin et al. 2017, section 3.3); ours
+
+
+class Pyramid(nn.Module):
+    """The maps of a backbone, and smaller ones behind them, each half as large."""
+
+    def __init__(self, body: Taps) -> None:
+        super().__init__()
+        self.body = body
+        self.extra = nn.ModuleList(_halve(before, after) for before, after in pairwise((body.channels[-1], *EXTRA)))
+        self.channels = (*body.channels, *EXTRA)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        maps = list(self.body(x).values())
+        for block in self.extra:
+            maps.append(block(maps[-1]))
+        return OrderedDict((str(i), each) for i, each in enumerate(maps))
+
+
+class SSDLite(SSD):
+    """torchvision's SSD with the focal loss over all anchors, in place of cross-entropy over the hardest.
+
+    Args:
+        focal_gamma: exponent of (1 - p) in the loss of a class (Lin et al. 2017, eq. 4); 0 is cross-entropy.
+        arguments: of torchvision's SSD.
+    """
+
+    cost_parts = {"backbone": "backbone.body", "extra levels": "backbone.extra", "heads": "head"}
+
+    def __init__(self, *arguments: Any, focal_gamma: float = 2.0, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.focal_gamma = focal_gamma
+        self.side_operations = ("torchvision::nms",)
+
+    def deployed_forward(self, x: Tensor) -> None:
+        """All layers on one image, for counting; what depends on values is left out."""
+        self.head(list(self.backbone(x).values()))
+
+    def compute_loss(
+        self,
+        targets: list[dict[str, Tensor]],
+        head_outputs: dict[str, Tensor],
+        anchors: list[Tensor],
+        matched_idxs: list[Tensor],
+    ) -> dict[str, Tensor]:
+        """Losses of boxes (smooth L1, summed) and classes (focal), each over the number of matched anchors."""
+        matched = torch.stack(matched_idxs)  # (N, A), the object of each anchor, -1 for background
+        foreground = matched >= 0
+        objects = foreground.sum().clamp(min=1)
+        offsets = [
+            self.box_coder.encode_single(target["boxes"][match[is_object]], boxes[is_object])
+            for target, match, is_object, boxes in zip(targets, matched, foreground, anchors, strict=True)
+        ]
+        box_loss = F.smooth_l1_loss(head_outputs["bbox_regression"][foreground], torch.cat(offsets), reduction="sum")
+        classes = torch.zeros_like(matched)
+        classes[foreground] = torch.cat([t["labels"][m[m >= 0]] for t, m in zip(targets, matched, strict=True)])
+        loss = F.cross_entropy(head_outputs["cls_logits"].flatten(0, 1), classes.flatten(), reduction="none")
+        class_loss = ((1 - torch.exp(-loss)) ** self.focal_gamma * loss).sum()
+        return {"bbox_regression": box_loss / objects, "classification": class_loss / objects}
+
+
+def ssdlite(
+    backbone: str | nn.Module = "rexnet",
+    backbone_args: Mapping[str, Any] | None = None,
+    num_classes: int = 91,
+    pretrained: bool = False,
+    img_size: tuple[int, int] = (320, 320),
+    focal_gamma: float = 2.0,
+    **options: Any,
+) -> SSDLite:
+    """SSDLite on the feature maps of stride 16 and before the classifier, and four smaller ones.
+
+    Backbone, levels, anchors and matching are those that give the parameters of Han et al. (CVPR 2021, Table 6); its
+    levels' last widths and six anchors at every place were chosen to fit them, and the form of its focal loss (here of
+    the softmax, without weights of classes) is unconfirmed.
+
+    Args:
+        backbone: timm name, import path, or a network.
+        backbone_args: of a backbone by name, such as {"width": 0.9}.
+        num_classes: with the background, which is 0.
+        pretrained: take timm's ImageNet weights for the backbone.
+        img_size: (H, W) to which images are resized; anchors go with it.
+        focal_gamma: see SSDLite.
+        options: of torchvision's SSD, such as score_thresh, nms_thresh, detections_per_img.
+
+    Shape:
+        As torchvision's detectors: images, a list of (3, H, W) in 0 to 1, and targets in training.
+
+    Raises:
+        InputError: what `networks.create` and `Taps` refuse; sizes other than squares.
+    """
+    if len(set(img_size)) != 1:
+        raise InputError(f"ssdlite takes squares, not {img_size}: its anchors are made for one size")
+    body = taps(backbone, backbone_args, pretrained, (16,), final=True)
+    pyramid = Pyramid(body)
+    side, levels = img_size[0], len(STEPS)
+    anchors = DefaultBoxGenerator(
+        [[2, 3]] * levels, scales=[s / 320 for s in SIDES], steps=[round(step * side / 320) for step in STEPS]
+    )
+    head = SSDLiteHead(list(pyramid.channels), anchors.num_anchors_per_location(), num_classes, nn.BatchNorm2d)
+    for part, outputs in ((head.classification_head, 6 * num_classes), (head.regression_head, 24)):
+        part.module_list[-1] = nn.Conv2d(EXTRA[-1], outputs, 1)  # on a single place 3x3 sees padding
+        nn.init.normal_(part.module_list[-1].weight, std=0.03)  # as torchvision's heads
+        nn.init.zeros_(part.module_list[-1].bias)
+    _expect_background(head, num_classes)
+    given = {"nms_thresh": 0.5, "detections_per_img": 100, "focal_gamma": focal_gamma, **options}
+    return SSDLite(pyramid, anchors, img_size, num_classes, head=head, **given)
+
+
+def _halve(before: int, after: int) -> nn.Sequential:
+    return nn.Sequential(
+        Conv2dNormActivation(before, after // 2, 1, activation_layer=nn.ReLU6),
+        Conv2dNormActivation(after // 2, after // 2, 3, 2, groups=after // 2, activation_layer=nn.ReLU6),
+        Conv2dNormActivation(after // 2, after, 1, activation_layer=None),
+    )
+
+
+def _expect_background(head: SSDLiteHead, num_classes: int) -> None:
+    odds = BACKGROUND / (1 - BACKGROUND) * (num_classes - 1)
+    for level in head.classification_head.module_list:
+        conv = level if isinstance(level, nn.Conv2d) else level[-1]
+        with torch.no_grad():
+            conv.bias.view(-1, num_classes)[:, 0] = torch.tensor(odds).log()
