@@ -4,6 +4,7 @@ from callbacks.channels_last import ChannelsLast
 from callbacks.checkpoint_io import AtomicCheckpointIO
 from callbacks.complexity import ComplexityMonitor
 from callbacks.curves import TrainingCurves
+from callbacks.detection_pictures import DetectionPictures
 from callbacks.distillation import Distillation
 from callbacks.exact_resume import ExactResume
 from callbacks.feature_map import FeatureMap
@@ -14,12 +15,14 @@ from callbacks.nuclear_norm import NuclearNorm
 from callbacks.predictions import PredictionWriter
 from callbacks.progress import ProgressBar
 from callbacks.sampling_map import SamplingMap
+from callbacks.sync_batchnorm import SyncBatchNorm
 from callbacks.temperature import TemperatureAnnealing
 
 __all__ = [
     "AtomicCheckpointIO",
     "ChannelsLast",
     "ComplexityMonitor",
+    "DetectionPictures",
     "Distillation",
     "ExactResume",
     "FeatureMap",
@@ -30,6 +33,7 @@ __all__ = [
     "PredictionWriter",
     "ProgressBar",
     "SamplingMap",
+    "SyncBatchNorm",
     "TemperatureAnnealing",
     "TrainingCurves",
 ]

@@ -1,6 +1,7 @@
 """Write predictions to a file."""
 
 import csv
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import BasePredictionWriter
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 
+from callbacks.detection_results import as_results
 from callbacks.folder import log_folder
 
 
@@ -17,7 +19,7 @@ class PredictionWriter(BasePredictionWriter):
     """`predict` writes predictions.csv: sample index, true label, predicted label, and a probability for each class.
 
     Rows stand in the data set's order, each sample once, whatever the number of processes. Classes go by the
-    DataModule's `class_names` where it has them.
+    DataModule's `class_names` where it has them. Of a detector it writes detections.json, in COCO's format of results.
     """
 
     def __init__(self) -> None:
@@ -27,6 +29,9 @@ class PredictionWriter(BasePredictionWriter):
         self, trainer: Trainer, pl_module: LightningModule, predictions: Sequence[Any], batch_indices: Sequence[Any]
     ) -> None:
         path = log_folder(trainer) / "predictions.csv"
+        if predictions and all(isinstance(batch, dict) and "detections" in batch for batch in predictions):
+            self._write_detections(trainer, predictions, path.with_name("detections.json"))
+            return
         if not all(isinstance(batch, dict) and {"probabilities", "targets"} <= batch.keys() for batch in predictions):
             rank_zero_warn("no predictions.csv: predict_step does not return {'probabilities': ..., 'targets': ...}")
             return
@@ -38,14 +43,31 @@ class PredictionWriter(BasePredictionWriter):
             labels = probabilities.argmax(-1).tolist()
             for index, target, label, row in zip(indices, targets, labels, probabilities.tolist(), strict=True):
                 rows[index] = [target, label, *row]
-        if trainer.world_size > 1:
-            gathered: list[dict[int, list[Any]]] = [{}] * trainer.world_size
-            torch.distributed.all_gather_object(gathered, rows)
-            rows = {index: row for part in gathered for index, row in part.items()}
+        rows = {index: row for part in _of_all_processes(trainer, rows) for index, row in part.items()}
         if trainer.is_global_zero:
             classes = range(predictions[0]["probabilities"].shape[-1])
             write(path, rows, getattr(trainer.datamodule, "class_names", classes))  # type: ignore[attr-defined]
             rank_zero_info(f"predictions of {len(rows)} samples: {path}")
+
+    def _write_detections(self, trainer: Trainer, predictions: Sequence[Any], path: Path) -> None:
+        rows = [
+            row
+            for batch in predictions
+            for found, target in zip(batch["detections"], batch["targets"], strict=True)
+            for row in as_results(found, int(target["image_id"]))
+        ]
+        rows = [row for part in _of_all_processes(trainer, rows) for row in part]
+        if trainer.is_global_zero:
+            path.write_text(json.dumps(sorted(rows, key=lambda row: row["image_id"])) + "\n")
+            rank_zero_info(f"{len(rows)} objects, in COCO's format of results: {path}")
+
+
+def _of_all_processes(trainer: Trainer, part: Any) -> list[Any]:
+    """What each process has."""
+    parts = [part] * trainer.world_size
+    if trainer.world_size > 1:
+        torch.distributed.all_gather_object(parts, part)
+    return parts
 
 
 def write(path: Path, rows: dict[int, list[Any]], names: Sequence[Any]) -> None:

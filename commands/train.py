@@ -16,6 +16,7 @@ from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.plugins.layer_sync import TorchSyncBatchNorm
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
@@ -28,6 +29,7 @@ from callbacks import (
     LastCheckpoint,
     PredictionWriter,
     ProgressBar,
+    SyncBatchNorm,
     TrainingCurves,
 )
 from callbacks.record import RunRecord
@@ -35,8 +37,8 @@ from commands import references, resume, run_folder
 from commands.hardware import check_gpus
 from commands.parser import Parser, try_int_first
 from datamodules.base import DataModule, check_batch_size
-from lightning_modules import Biprop, Classifier
-from lightning_modules.classifier import check_epochs
+from lightning_modules import Biprop
+from lightning_modules.task import Task
 from networks import InputError
 
 HELP = {
@@ -182,6 +184,8 @@ class FrugalCLI(LightningCLI):
             trainer = super().instantiate_trainer(**kwargs)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # unless a plugin was given
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        if type(getattr(trainer.strategy, "_layer_sync", None)) is TorchSyncBatchNorm:
+            trainer.strategy._layer_sync = SyncBatchNorm()  # type: ignore[attr-defined]
         if not getattr(self.datamodule, "validates", True):  # then no epoch is the best one: last.ckpt is the result
             trainer.callbacks = [c for c in trainer.callbacks if not _awaits_validation(c)]  # type: ignore[attr-defined]
         return trainer
@@ -296,9 +300,9 @@ class FrugalCLI(LightningCLI):
         if isinstance(self.datamodule, DataModule):
             self.datamodule.setup("fit")
             self.datamodule.train_dataloader()
-        if isinstance(self.model, Classifier):
+        if isinstance(self.model, Task):
             if self.trainer.max_epochs is not None and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-                check_epochs(self.model.schedule, self.trainer.max_epochs, self.model.warmup_epochs)
+                self.model.check_epochs(self.trainer.max_epochs)
             if isinstance(self.datamodule, DataModule):
                 shares = self.trainer.world_size * self.trainer.accumulate_grad_batches
                 self.model.check_share(self.datamodule.batch_size // shares)

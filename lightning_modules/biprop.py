@@ -11,7 +11,8 @@ from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 
 import networks
 from callbacks.layer_monitor import LayerMonitor
-from lightning_modules.classifier import Classifier, Network, Schedule
+from lightning_modules.classifier import Classifier
+from lightning_modules.task import Network, Schedule
 from networks import InputError, bits
 from networks.biprop import subnet_layers
 from networks.biprop.layers import Binarize, GainCount, Init, Scale, ScoreGradient

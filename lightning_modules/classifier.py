@@ -2,12 +2,10 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pytorch_lightning import LightningModule
-from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
-from pytorch_lightning.utilities import rank_zero_info
+from pytorch_lightning.cli import OptimizerCallable
 from timm.data import Mixup
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -16,16 +14,13 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 import networks
-from lightning_modules import initial
+from lightning_modules.task import Network, Schedule, Task
 from networks import InputError
-from networks.errors import mismatch
 
-Schedule = Literal["cosine", "steps", "constant"] | LRSchedulerCallable
-Network = Any  # str | nn.Module; spelled out, --help would list every module of torch
 LossTerm = Callable[[Any, Tensor], Tensor]  # (batch, outputs) -> loss
 
 
-class Classifier(LightningModule):
+class Classifier(Task):
     """Trains any network to classify: cross-entropy with label smoothing, top-1 and top-5 accuracy.
 
     Logs train/loss, train/top1, val/loss, val/top1, test/loss, test/top1, and top5 where there are more than five
@@ -55,7 +50,7 @@ class Classifier(LightningModule):
             be read or that do not match at all.
     """
 
-    defining: tuple[str, ...] = ("network", "network_args")  # what a checkpoint and its model must have in common
+    score = "top1"
 
     def __init__(
         self,
@@ -71,7 +66,7 @@ class Classifier(LightningModule):
         mixup_alpha: float = 0.0,
         initial_checkpoint: str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(num_classes, input_size, optimizer, schedule, initial_checkpoint)
         objects = {"optimizer": optimizer, "schedule": schedule, "network": network}
         self.save_hyperparameters(ignore=[name for name, value in objects.items() if not isinstance(value, str)])
         if warmup_epochs < 0 or not 0 <= label_smoothing <= 1:
@@ -82,51 +77,29 @@ class Classifier(LightningModule):
             raise InputError(f"{mixup_alpha=} must not be negative")
         if bool(drop_epochs) != (schedule == "steps"):
             raise InputError(f"{drop_epochs=} go with schedule='steps', and it with them; got {schedule=}")
-        if num_classes is None or input_size is None:
-            raise InputError("num_classes and input_size are not known: give both, or data that says them")
         if isinstance(network, str):
-            network = networks.create(network, input_size, num_classes, network_args)
-        outputs = networks.complexity.count(network, input_size).output_size
+            network = networks.create(network, self.input_size, num_classes, network_args)
+        outputs = networks.complexity.count(network, self.input_size).output_size
         if outputs not in ((), (num_classes,)):
             raise InputError(f"the network gives outputs of size {outputs}, not ({num_classes},), one per class")
         self.network = network
-        self.num_classes, self.input_size = num_classes, tuple(input_size)
-        self.optimizer, self.schedule = optimizer, schedule
         self.drop_epochs, self.warmup_epochs = tuple(drop_epochs), warmup_epochs
         # No smoothing here: the criterion smooths.
         self.mixup = Mixup(mixup_alpha, label_smoothing=0.0, num_classes=num_classes) if mixup_alpha else None
-        self.initial_checkpoint = initial_checkpoint
         self.criterion = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
         self.loss_terms: dict[str, LossTerm] = {}
-        self.means = nn.ModuleDict()
-        top_k = {"top1": 1, "top5": 5} if num_classes > 5 else {"top1": 1}
+        top_k = {"top1": 1, "top5": 5} if self.num_classes > 5 else {"top1": 1}
         self.metrics = nn.ModuleDict()
         for stage in ("train", "val", "test"):  # without checks, which would wait for the device in every step
             self.metrics[f"{stage}/loss"] = MeanMetric(nan_strategy="disable")
             for name, k in top_k.items():
-                accuracy = MulticlassAccuracy(num_classes, k, average="micro", validate_args=False)
+                accuracy = MulticlassAccuracy(self.num_classes, k, average="micro", validate_args=False)
                 self.metrics[f"{stage}/{name}"] = accuracy
 
-    def setup(self, stage: str) -> None:
-        """Refuse data of another class count before anything runs."""
-        classes = getattr(getattr(self.trainer, "datamodule", None), "num_classes", self.num_classes)
-        if classes != self.num_classes:
-            raise InputError(f"the model has num_classes={self.num_classes}, the data have {classes}: drop num_classes")
-
     def on_fit_start(self) -> None:
-        self.load_initial()
+        super().on_fit_start()
         for name in self.loss_terms:
             self.mean_of(f"train/{name}")
-
-    def load_initial(self) -> None:
-        """Take the weights of `initial_checkpoint`, once, and report what matched and what did not."""
-        path, self.initial_checkpoint = self.initial_checkpoint, None
-        if path:
-            rank_zero_info(self.start_from(initial.read(path)))
-
-    def start_from(self, weights: initial.Weights) -> str:
-        """Take what matches by name and size, and say what matched; a method overrides it where its steps differ."""
-        return initial.copy_into(self, weights)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, num_classes) of inputs (N, *input_size)."""
@@ -158,18 +131,6 @@ class Classifier(LightningModule):
             return inputs, targets
         self.check_share(len(targets))
         return self.mixup(inputs.clone(), targets)  # it works in place, and data may be kept
-
-    def log_mean(self, name: str, values: Tensor) -> None:
-        """Log the mean of values, one for each sample, (N,), exactly over the epoch's batches and all processes."""
-        mean = self.mean_of(name)
-        mean.update(values.detach())
-        self.log(name, mean, on_step=False, on_epoch=True, metric_attribute=f"means.{name}")
-
-    def mean_of(self, name: str) -> MeanMetric:
-        """The metric behind `log_mean`; made when a fit starts, it can be restored when a run is resumed."""
-        if name not in self.means:
-            self.means[name] = MeanMetric(nan_strategy="disable").to(self.device)
-        return self.means[name]  # type: ignore[return-value]
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self._evaluate("val", batch)
@@ -211,78 +172,17 @@ class Classifier(LightningModule):
                 metric.update(*values)  # type: ignore[operator]
             self.log(name, metric, on_step=False, on_epoch=True, prog_bar=name == "val/top1")  # type: ignore[arg-type]
 
-    def decays(self, name: str, parameter: nn.Parameter) -> bool:
-        """Whether weight decay acts on a trained parameter; a method overrides it where its paper says so."""
-        return True
+    def check_epochs(self, epochs: int) -> None:
+        check_epochs(self.schedule, epochs, self.warmup_epochs)
 
-    def rate_factor(self, name: str, parameter: nn.Parameter) -> float:
-        """By which the learning rate of a trained parameter is multiplied; a method overrides it."""
-        return 1.0
-
-    def configure_optimizers(self) -> Any:
-        groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad:
-                kind = self.decays(name, parameter), self.rate_factor(name, parameter)
-                groups.setdefault(kind, []).append(parameter)
-        kinds = sorted(groups, reverse=True)
-        given: list[dict[str, Any]] = [
-            {"params": groups[decays, factor], **({} if decays else {"weight_decay": 0.0})} for decays, factor in kinds
-        ]
-        optimizer = self.optimizer(given)
-        for group, (_, factor) in zip(optimizer.param_groups, kinds, strict=True):
-            if factor != 1:
-                group["lr"] = group["lr"] * factor
-        if (self.schedule == "constant" and not self.warmup_epochs) or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return optimizer
-        if isinstance(self.schedule, str):
-            epochs = self.trainer.max_epochs or 0
-            scheduler = warmup_then(self.schedule, optimizer, epochs, self.warmup_epochs, self.drop_epochs)
-        else:
-            scheduler = self.schedule(optimizer)
-        config = {"scheduler": scheduler, "interval": "epoch"}
-        if hasattr(scheduler, "monitor"):  # Lightning's ReduceLROnPlateau
-            config["monitor"] = scheduler.monitor
-        return {"optimizer": optimizer, "lr_scheduler": config}
-
-    def on_train_start(self) -> None:
-        """A resumed run may have another max_epochs, and its checkpoint has the rate that came next in the old one."""
-        for config in self.trainer.lr_scheduler_configs:
-            if isinstance(config.scheduler, LambdaLR):
-                set_rates(config.scheduler)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["method"] = type(self).__name__
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another method or network, in one line instead of a list of its tensors."""
-        self.initial_checkpoint = None  # these weights come instead
-        method = checkpoint.get("method", type(self).__name__)
-        if method != type(self).__name__:
-            raise InputError(
-                f"the checkpoint was trained by {method}, not by {type(self).__name__}; give the config that it was "
-                "trained with, or start from its weights: --model.initial_checkpoint FILE"
-            )
-        trained = checkpoint.get("hyper_parameters", {})
-        for name in self.defining:
-            if name in trained and name in self.hparams and trained[name] != self.hparams[name]:
-                raise InputError(
-                    f"the checkpoint was trained with {name}={trained[name]}, this model has {self.hparams[name]}; "
-                    "give the config that it was trained with"
-                )
-        if wrong := mismatch(self.state_dict(), checkpoint["state_dict"]):
-            network = self.hparams.get("network", type(self.network).__name__)
-            raise InputError(
-                f"the checkpoint is of another network than this {network}: {wrong}; give the config that it was "
-                "trained with"
-            )
-
-
-def set_rates(scheduler: LambdaLR) -> None:
-    """Set the optimiser's rates to the schedule's for its epoch."""
-    groups = scheduler.optimizer.param_groups
-    for group, rate, factor in zip(groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
-        group["lr"] = rate * factor(scheduler.last_epoch)
+    def schedule_config(self, optimizer: Optimizer) -> dict[str, Any] | None:
+        if self.schedule == "constant" and not self.warmup_epochs:
+            return None
+        if not isinstance(self.schedule, str):
+            return {"scheduler": self.schedule(optimizer), "interval": "epoch"}
+        epochs = self.trainer.max_epochs or 0
+        scheduler = warmup_then(self.schedule, optimizer, epochs, self.warmup_epochs, self.drop_epochs)
+        return {"scheduler": scheduler, "interval": "epoch"}
 
 
 def check_epochs(schedule: Schedule, epochs: int, warmup_epochs: int) -> None:

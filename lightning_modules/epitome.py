@@ -12,7 +12,8 @@ from torch import Tensor, nn
 import networks
 from callbacks.layer_monitor import LayerMonitor
 from callbacks.sampling_map import SamplingMap
-from lightning_modules.classifier import Classifier, Network, Schedule
+from lightning_modules.classifier import Classifier
+from lightning_modules.task import Network, Schedule
 from networks import InputError
 from networks.epitome import EpitomeLayer, epitome_layers
 from networks.epitome.base import Positions, check_bits

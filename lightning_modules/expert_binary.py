@@ -13,8 +13,9 @@ from torch import Tensor, nn
 import networks
 from callbacks.feature_map import FeatureMap
 from callbacks.layer_monitor import LayerMonitor
-from lightning_modules.classifier import Classifier, Network, Schedule
+from lightning_modules.classifier import Classifier
 from lightning_modules.initial import Weights
+from lightning_modules.task import Network, Schedule
 from networks import InputError, bits
 from networks.expert_binary import expert_layers
 from networks.expert_binary.layers import ExpertBinaryConv2d, FpActivation, GateGrad, Routing, Step

@@ -3,13 +3,13 @@
 from collections import OrderedDict
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models.detection.ssd import SSD
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
+from torchvision.models.detection.ssd import SSD
 from torchvision.models.detection.ssdlite import SSDLiteHead
 from torchvision.ops import Conv2dNormActivation
 
@@ -46,7 +46,7 @@ class SSDLite(SSD):
         arguments: of torchvision's SSD.
     """
 
-    cost_parts = {"backbone": "backbone.body", "extra levels": "backbone.extra", "heads": "head"}
+    cost_parts: ClassVar = {"backbone": "backbone.body", "extra levels": "backbone.extra", "heads": "head"}
 
     def __init__(self, *arguments: Any, focal_gamma: float = 2.0, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -91,9 +91,9 @@ def ssdlite(
 ) -> SSDLite:
     """SSDLite on the feature maps of stride 16 and before the classifier, and four smaller ones.
 
-    Backbone, levels, anchors and matching are those that give the parameters of Han et al. (CVPR 2021, Table 6); its
-    levels' last widths and six anchors at every place were chosen to fit them, and the form of its focal loss (here of
-    the softmax, without weights of classes) is unconfirmed.
+    Taps, levels and anchors give the parameters that Han et al. (CVPR 2021) print for SSDLite on ReXNet. Unconfirmed,
+    and chosen to fit them, are the last widths of the levels and six anchors at every place; unconfirmed is the form of
+    the focal loss, here of the softmax and without weights of classes.
 
     Args:
         backbone: timm name, import path, or a network.
@@ -139,6 +139,6 @@ def _halve(before: int, after: int) -> nn.Sequential:
 def _expect_background(head: SSDLiteHead, num_classes: int) -> None:
     odds = BACKGROUND / (1 - BACKGROUND) * (num_classes - 1)
     for level in head.classification_head.module_list:
-        conv = level if isinstance(level, nn.Conv2d) else level[-1]
+        conv: Any = level if isinstance(level, nn.Conv2d) else level[-1]
         with torch.no_grad():
             conv.bias.view(-1, num_classes)[:, 0] = torch.tensor(odds).log()

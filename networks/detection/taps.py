@@ -41,11 +41,12 @@ class Taps(nn.Module):
         self.channels = [info[index]["num_chs"] for index in self.indices]
         self.final = final
         self.network: Any = network
+        timms: Any = network
         if final:
-            self.channels.append(self.network.num_features)
-            self.network.reset_classifier(0, "")
+            self.channels.append(timms.num_features)
+            timms.reset_classifier(0, "")
         else:
-            self.indices = self.network.prune_intermediate_layers(self.indices, prune_norm=True)
+            self.indices = timms.prune_intermediate_layers(self.indices, prune_norm=True)
         self._drop_unused()
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:

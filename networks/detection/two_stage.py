@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torchvision.models import detection
@@ -18,7 +18,7 @@ WIDTH = 256
 class FasterRCNN(detection.FasterRCNN):
     """torchvision's, which says what it costs."""
 
-    cost_parts = {
+    cost_parts: ClassVar = {
         "backbone": "backbone.body",
         "neck": "backbone.fpn",
         "RPN head": "rpn",

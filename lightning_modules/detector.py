@@ -1,0 +1,185 @@
+"""How a detector is trained and scored: losses of its heads, COCO's average precision."""
+
+import math
+from typing import Any, Literal
+
+import torch
+from pytorch_lightning.cli import OptimizerCallable
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MeanMetric
+
+import networks
+from lightning_modules import initial
+from lightning_modules.average_precision import AveragePrecision
+from lightning_modules.task import Network, Schedule, Task
+from networks import InputError
+
+Images = Tensor | list[Tensor]
+Batch = tuple[Images, list[dict[str, Tensor]]]
+Detections = dict[str, list[dict[str, Tensor]]]  # with boxes, labels, scores and masks of each image
+KNOWN = ("ssdlite", "fasterrcnn", "maskrcnn")
+
+
+class Detector(Task):
+    """Trains any of torchvision's detectors, ours of networks.detection first, and scores it as COCO does.
+
+    Logs train/loss, a mean of each loss of the detector as train/<its name>, and in validation and test box_ap,
+    box_ap50, box_ap75, box_ap_small, box_ap_medium and box_ap_large, with masks mask_ap and so on: average precision
+    over IoU 0.50 to 0.95 (at 0.5, at 0.75, of small objects ...), 0 to 1, -1 where there are no such objects.
+    Batches are images, a list or stack of (3, H, W), bytes or 0 to 1, and for each a dict: boxes (n, 4) as x1, y1, x2,
+    y2 in pixels, labels (n,), image_id; with masks (n, H, W); in evaluation iscrowd and area too.
+
+    Args:
+        network: "ssdlite", "fasterrcnn" or "maskrcnn" of networks.detection, the import path of your own, or, from
+            Python, any module with the interface of torchvision's detectors.
+        num_classes: with the background; the command takes it from the data.
+        input_size: (3, H, W) of a usual image; the command takes it from the data.
+        network_args: arguments for a network given by name, such as {"backbone": "rexnet", "backbone_args": {"width":
+            0.9}, "pretrained": true}.
+        optimizer: builds the optimiser from parameter groups.
+        schedule: "cosine" to 0 over all steps, "steps", or "constant", changing every step; or a class of torch's,
+            every epoch.
+        drop_epochs: with "steps", epochs from which on the rate is a tenth of what it was.
+        warmup_steps: w steps in which the rate grows linearly; the cosine begins behind them.
+        warmup_factor: of the rate in the first of them; (0, 1].
+        decay_norms: whether weight decay acts on biases and normalisation too.
+        initial_checkpoint: file whose weights training starts from: of a detector, or of a classifier for the backbone;
+            or the config of such a run. What matches by name and size is taken, the rest reported.
+
+    Raises:
+        InputError: an unknown network or arguments that it does not take; initial weights that do not match at all; in
+            `setup`, data without masks for a network with them.
+    """
+
+    score = "box_ap"
+
+    def __init__(
+        self,
+        network: Network = "ssdlite",
+        num_classes: int | None = None,
+        input_size: tuple[int, ...] | None = None,
+        network_args: dict[str, Any] | None = None,
+        optimizer: OptimizerCallable = lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.9, weight_decay=1e-4),
+        schedule: Schedule = "cosine",
+        drop_epochs: tuple[int, ...] = (),
+        warmup_steps: int = 0,
+        warmup_factor: float = 1 / 3,
+        decay_norms: bool = True,
+        initial_checkpoint: str | None = None,
+    ) -> None:
+        super().__init__(num_classes, input_size, optimizer, schedule, initial_checkpoint)
+        objects = {"optimizer": optimizer, "schedule": schedule, "network": network}
+        self.save_hyperparameters(ignore=[name for name, value in objects.items() if not isinstance(value, str)])
+        if warmup_steps < 0 or not 0 < warmup_factor <= 1:
+            raise InputError(f"{warmup_steps=} must not be negative, {warmup_factor=} must lie in (0, 1]")
+        if warmup_steps and not isinstance(schedule, str):
+            raise InputError(f"{warmup_steps=} belong to the schedules by name: give them to the schedule itself")
+        if bool(drop_epochs) != (schedule == "steps"):
+            raise InputError(f"{drop_epochs=} go with schedule='steps', and it with them; got {schedule=}")
+        if isinstance(network, str):
+            path = f"networks.detection.{network}" if network in KNOWN else network
+            network = networks.create(path, self.input_size, num_classes, network_args)
+        self.network = network
+        heads = getattr(network, "roi_heads", None)
+        self.masks = heads is not None and heads.has_mask()
+        self.network.transform._skip_resize = True  # in training, where the data have resized
+        self.drop_epochs, self.warmup_steps, self.warmup_factor = tuple(drop_epochs), warmup_steps, warmup_factor
+        self.decay_norms = decay_norms
+        self.train_loss = MeanMetric(nan_strategy="disable")
+        self.precision_of = {stage: AveragePrecision(self.masks) for stage in ("val", "test")}
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if self.masks and not getattr(getattr(self.trainer, "datamodule", None), "masks", True):
+            raise InputError("the network predicts masks and the data come without: give --data.masks true")
+
+    def forward(self, images: Images) -> list[dict[str, Tensor]]:
+        """Detections of each image: boxes (n, 4) in its pixels, labels (n,), scores (n,), with masks (n, 1, H, W)."""
+        return self.network(_scaled(images))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        images, targets = batch
+        losses = self.network(_scaled(images), targets)
+        for name, value in losses.items():
+            self.log_mean(f"train/{name}", value.expand(len(images)))
+        loss = torch.stack(list(losses.values())).sum()
+        self.log("train/loss_step", loss, prog_bar=True)
+        self.train_loss.update(loss.detach().expand(len(images)))
+        self.log("train/loss", self.train_loss, on_step=False, on_epoch=True)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Detections:
+        return self._evaluate("val", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> Detections:
+        return self._evaluate("test", batch)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Detections:
+        """Detections and, from the data, which images they are of."""
+        return {"detections": self._detect(batch[0]), "targets": batch[1]}
+
+    def _evaluate(self, stage: Literal["val", "test"], batch: Batch) -> Detections:
+        images, targets = batch
+        detections = self._detect(images)
+        self.precision_of[stage].update(detections, targets)
+        return {"detections": detections}
+
+    def _detect(self, images: Images) -> list[dict[str, Tensor]]:
+        """Detections with binary masks (n, H, W); a process may have no share of the last batch."""
+        detections = self(images) if len(images) else []
+        for found in detections:
+            if "masks" in found:
+                found["masks"] = found["masks"].squeeze(1) > 0.5
+        return detections
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_precision("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_precision("test")
+
+    def _log_precision(self, stage: Literal["val", "test"]) -> None:
+        values = self.precision_of[stage].compute(self.trainer.strategy)
+        for name, value in values.items():
+            self.log(f"{stage}/{name}", value, prog_bar=name == self.score)
+
+    def decays(self, name: str, parameter: torch.nn.Parameter) -> bool:
+        return self.decay_norms or parameter.ndim > 1
+
+    def schedule_config(self, optimizer: Optimizer) -> dict[str, Any] | None:
+        if self.schedule == "constant" and not self.warmup_steps:
+            return None
+        if not isinstance(self.schedule, str):
+            return {"scheduler": self.schedule(optimizer), "interval": "epoch"}
+        steps, epochs = self.trainer.estimated_stepping_batches, self.trainer.max_epochs
+        if self.schedule == "cosine" and not self.warmup_steps < steps < math.inf:
+            raise InputError(f"the cosine schedule ends with the run: give more steps than {self.warmup_steps=}")
+        if self.schedule == "steps" and (not epochs or epochs < 0 or steps == math.inf):
+            raise InputError("the schedule of steps counts epochs: give --trainer.max_epochs")
+        drops = [epoch * steps / epochs for epoch in self.drop_epochs] if epochs else []
+        w = self.warmup_steps
+
+        def factor(step: int) -> float:
+            warmth = self.warmup_factor + (1 - self.warmup_factor) * step / w if step < w else 1.0
+            if self.schedule == "cosine" and step >= w:
+                return (1 + math.cos(math.pi * (step - w) / (steps - w))) / 2
+            return warmth * 0.1 ** sum(step >= drop for drop in drops)
+
+        return {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}
+
+    def start_from(self, weights: initial.Weights) -> str:
+        """A classifier's weights go to the backbone."""
+        own = self.state_dict()
+        body = "network.backbone.body.network."
+        if not any(name in own or f"network.{name}" in own for name in weights.tensors):
+            weights.tensors = {body + name.removeprefix("network."): each for name, each in weights.tensors.items()}
+        return initial.copy_into(self, weights)
+
+
+def _scaled(images: Images) -> list[Tensor]:
+    """Bytes to 0 to 1, as torchvision's detectors take them."""
+    if isinstance(images, Tensor):
+        images = list((images if images.is_floating_point() else images.float() / 255).unbind())
+    return [image if image.is_floating_point() else image.float() / 255 for image in images]
