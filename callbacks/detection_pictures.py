@@ -56,7 +56,8 @@ class DetectionPictures(Callback):
             if len(self._drawn) < self.images:
                 good = found["scores"] >= self.min_score
                 left = draw(image, {name: each[good] for name, each in found.items()}, names)
-                self._drawn.append(np.concatenate([left, draw(image, target, names)], axis=1))
+                gap = np.full((left.shape[0], left.shape[1] // 50, 3), 255, np.uint8)
+                self._drawn.append(np.concatenate([left, gap, draw(image, target, names)], axis=1))
 
     def _write(self, trainer: Trainer, name: str) -> None:
         folder = log_folder(trainer) / "detections"
@@ -86,11 +87,14 @@ def draw(image: Tensor, objects: dict[str, Tensor], names: Any) -> np.ndarray:
     texts = [str(names[label]) if names else str(label) for label in labels]
     if scores is not None:
         texts = [f"{text} {score:.2f}" for text, score in zip(texts, scores.tolist(), strict=True)]
+    from matplotlib.font_manager import findfont
+
     colours: Any = [COLOURS[label % len(COLOURS)] for label in labels]
     if labels:
         if "masks" in objects:
             pixels = draw_segmentation_masks(pixels, objects["masks"].bool().cpu(), alpha=0.5, colors=colours)
-        pixels = draw_bounding_boxes(pixels, objects["boxes"].cpu(), texts, colours, width=2)
+        font, size = findfont("DejaVu Sans:bold"), max(10, pixels.shape[2] // 45)
+        pixels = draw_bounding_boxes(pixels, objects["boxes"].cpu(), texts, colours, width=3, font=font, font_size=size)
     return pixels.permute(1, 2, 0).numpy()
 
 

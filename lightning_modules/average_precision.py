@@ -26,11 +26,12 @@ class AveragePrecision:
 
     def __init__(self, masks: bool) -> None:
         self.kinds = {"bbox": "box", "segm": "mask"} if masks else {"bbox": "box"}
-        self.metric: Any = MeanAveragePrecision(
-            iou_type=tuple(self.kinds),  # type: ignore[arg-type]
-            backend="faster_coco_eval",
-            sync_on_compute=False,
-        )
+        with torch.device("cpu"):  # also where networks are being built on the meta device
+            self.metric: Any = MeanAveragePrecision(
+                iou_type=tuple(self.kinds),  # type: ignore[arg-type]
+                backend="faster_coco_eval",
+                sync_on_compute=False,
+            )
         self.metric.warn_on_many_detections = False  # only the best 100 of an image count, as in COCO
         self.image_ids: list[int] = []
 

@@ -21,7 +21,7 @@ from callbacks import Distillation
 from commands import steps
 from commands.run_folder import run_folder, typed_configs
 from commands.train import FrugalCLI
-from lightning_modules import Biprop, Classifier, ExpertBinary
+from lightning_modules import Biprop, Classifier, Detector, ExpertBinary
 from lightning_modules.initial import Weights
 from networks import complexity
 from networks.binarize import Sign
@@ -74,7 +74,8 @@ def test_builds_and_says_what_it_is(config):
     assert head[1] == f"# frugal fit -c {config.relative_to(ROOT).as_posix()}"
     cli = build("-c", config)
     assert cli.model.num_classes == cli.datamodule.num_classes
-    assert count(cli.model.network, cli.model.input_size).output_size == (cli.model.num_classes,)
+    of_classes = () if isinstance(cli.model, Detector) else (cli.model.num_classes,)
+    assert count(cli.model.network, cli.model.input_size).output_size == of_classes
 
 
 @pytest.mark.parametrize("base", BASES, ids=name)

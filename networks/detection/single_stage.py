@@ -13,6 +13,7 @@ from torchvision.models.detection.ssd import SSD
 from torchvision.models.detection.ssdlite import SSDLiteHead
 from torchvision.ops import Conv2dNormActivation
 
+from networks.detection.options import check_options
 from networks.detection.taps import Taps, taps
 from networks.errors import InputError
 
@@ -112,6 +113,7 @@ def ssdlite(
     """
     if len(set(img_size)) != 1:
         raise InputError(f"ssdlite takes squares, not {img_size}: its anchors are made for one size")
+    check_options(options, SSD)
     body = taps(backbone, backbone_args, pretrained, (16,), final=True)
     pyramid = Pyramid(body)
     side, levels = img_size[0], len(STEPS)

@@ -25,7 +25,7 @@ class Taps(nn.Module):
         x: (B, 3, H, W); returns maps (B, channels[i], H / strides[i], W / strides[i]) by "0", "1", ...
 
     Raises:
-        InputError: the network gives no intermediate maps, or has none of such a stride.
+        InputError: the network gives no intermediate maps, has none of such a stride, or takes images of one size only.
     """
 
     def __init__(self, network: nn.Module, strides: Sequence[int], final: bool = False) -> None:
@@ -59,7 +59,10 @@ class Taps(nn.Module):
 
     def _drop_unused(self) -> None:
         """A parameter that no loss reaches stops data-parallel training, and would be counted."""
-        called = complexity.output_sizes(self, (3, 64, 64))
+        try:
+            called = complexity.output_sizes(self, (3, 256, 320))  # detectors have images of many sizes
+        except InputError as error:
+            raise InputError(f"{type(self.network).__name__} is no backbone for detectors: {error}") from error
         for name, layer in list(self.named_modules()):
             if name not in called and next(layer.parameters(recurse=False), None) is not None:
                 parent, _, child = name.rpartition(".")

@@ -9,6 +9,7 @@ from torchvision.models import detection
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
+from networks.detection.options import check_options
 from networks.detection.taps import Taps, taps
 
 STRIDES = (4, 8, 16, 32)
@@ -114,6 +115,7 @@ def _build(
     img_size: tuple[int, int],
     options: dict[str, Any],
 ) -> Any:
+    check_options(options, detection.MaskRCNN if kind is MaskRCNN else detection.FasterRCNN)
     pyramid = Pyramid(taps(backbone, backbone_args, pretrained, STRIDES))
     side = min(img_size)
     return kind(pyramid, num_classes, **{"min_size": side, "max_size": longest_side(side), **options})
