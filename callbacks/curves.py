@@ -10,9 +10,11 @@ from callbacks.complexity import cost_of
 from callbacks.folder import log_folder
 from networks.complexity import Report
 
+TITLES = {"top1": "top-1 accuracy", "box_ap": "average precision of boxes"}
+
 
 class TrainingCurves(Callback):
-    """Draws curves.png when training ends: loss and top-1 by epoch, and the parameters that each layer stores.
+    """Draws curves.png when training ends: loss and score by epoch, and the parameters that each layer stores.
 
     What it has seen is saved with the checkpoint, so that a resumed run's picture begins at the first epoch. `history`
     has a row for each epoch, with the hours of training until its end; the time between a checkpoint and the resuming
@@ -40,10 +42,10 @@ class TrainingCurves(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
-            self._record(trainer, "val/loss", "val/top1")
+            self._record(trainer, "val/loss", f"val/{score_of(pl_module)}")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._record(trainer, "train/loss", "train/top1")
+        self._record(trainer, "train/loss", f"train/{score_of(pl_module)}")
 
     def _record(self, trainer: Trainer, *names: str) -> None:
         if not self.history or self.history[-1]["epoch"] != trainer.current_epoch:
@@ -55,26 +57,32 @@ class TrainingCurves(Callback):
         path = log_folder(trainer) / "curves.png"
         if not trainer.is_global_zero or trainer.fast_dev_run or not self.history:  # type: ignore[attr-defined]
             return
-        draw(self.history, cost_of(pl_module), str(path))
+        draw(self.history, cost_of(pl_module), str(path), score_of(pl_module))
         for logger in trainer.loggers:
             if hasattr(logger, "log_image"):  # W&B's
                 logger.log_image("curves", [str(path)])
         rank_zero_info(f"training curves and stored parameters per layer: {path}")
 
 
-def draw(history: list[dict[str, float]], report: Report | None, path: str) -> None:
-    """Draw loss and top-1 by epoch beside what each layer that multiplies stores, and in its ordinary form would."""
+def score_of(module: LightningModule) -> str:
+    """The metric that says how good a network is, without its stage."""
+    return getattr(module, "score", "top1")
+
+
+def draw(history: list[dict[str, float]], report: Report | None, path: str, score: str = "top1") -> None:
+    """Draw loss and score by epoch beside what each layer that multiplies stores, and in its ordinary form would."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(14, 4.2), layout="constrained")
-    loss, top1, weights = figure.subplots(1, 3)
-    for axes, metric in ((loss, "loss"), (top1, "top1")):
+    loss, scores, weights = figure.subplots(1, 3)
+    for axes, metric in ((loss, "loss"), (scores, score)):
         for stage, style in (("train", "--"), ("val", "-")):
             points = [(row["epoch"] + 1, row[f"{stage}/{metric}"]) for row in history if f"{stage}/{metric}" in row]
-            axes.plot([x for x, _ in points], [y for _, y in points], style, marker=".", label=f"{stage}/{metric}")
+            if points:
+                axes.plot(*zip(*points, strict=True), style, marker=".", label=f"{stage}/{metric}")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set(xlabel="epoch", title={"loss": "loss", "top1": "top-1 accuracy"}[metric])
+        axes.set(xlabel="epoch", title=TITLES.get(metric, metric))
         axes.grid(alpha=0.3)
         axes.legend()
 

@@ -164,11 +164,12 @@ def run(folder: Path) -> dict[str, Any]:
     checkpoint = torch.load(folder / "checkpoints/last.ckpt", map_location="cpu", weights_only=True)
     curves = checkpoint["callbacks"]["TrainingCurves"]
     metrics = json.loads((folder / "test/metrics.json").read_text())
-    best = [row["val/top1"] for row in curves["history"] if "val/top1" in row]
+    names = {name for row in curves["history"] for name in row if name.startswith("val/") and name != "val/loss"}
+    best = {f"best {name}": max(row[name] for row in curves["history"] if name in row) for name in sorted(names)}
     record = json.loads((folder / "run.json").read_text())
     layers = checkpoint["callbacks"].get("LayerMonitor", {}).get("history", [])
     return {
-        "metrics": {**metrics, **({"best val/top1": max(best)} if best else {})},
+        "metrics": {**metrics, **best},
         "epochs": len(curves["history"]),
         "hours": round(curves["hours"], 4),
         **{name: record[name] for name in ("commit", "uncommitted_changes", "versions", "hardware")},

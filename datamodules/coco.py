@@ -16,7 +16,6 @@ from datamodules.base import DataModule
 from datamodules.photographs import CorruptError, as_tensor
 from datamodules.randomness import Draw
 from networks import InputError
-from networks.detection.two_stage import longest_side
 from networks.errors import check_choice
 
 Augmentation = Literal["flip", "ssd", "none"]
@@ -34,17 +33,17 @@ class COCO(DataModule):
     They lie in <root>/coco/train2017 and val2017, with <root>/coco/annotations/instances_*.json. A label is COCO's id
     of the category, 1 to 90, and 0 the background, as in torchvision. Training leaves out crowd regions, boxes without
     area and images without objects, and says how many; evaluation has all images and objects, and AveragePrecision
-    ignores crowds as COCO's evaluation does. Photographs come to training in the detector's size; in evaluation in
-    their own, and the detector resizes them, so that it answers in their pixels.
+    ignores crowds as COCO's evaluation does. Photographs come as bytes in their own size, which is smaller than the
+    detector's; torchvision's detectors resize on the device, in evaluation they answer in the photograph's own pixels.
 
     Args:
         root: folder that has coco/; None means the environment variable FRUGAL_DATA, or else data/.
         batch_size: total over all devices and accumulated steps.
-        image_size: short side, pixels; the long one is at most 1333 / 800 of it. Or height and width, of all images.
+        image_size: of the detector: short side, pixels, or height and width of all images. Training resizes to the
+            latter here, for SSD's augmentation makes large images.
         augmentation: of training: "flip" mirrors half of the images; "ssd" also distorts colours, zooms out and crops
-            by overlap (Liu et al. 2016, section 2.2); "none".
-        short_sides: of training: short sides of which one is drawn for each image, for detectors that take any size;
-            None is image_size.
+            by overlap (Liu et al. 2016, section 2.2); "none". (More than one scale is an option of the detector:
+            --model.network_args.min_size [640,672,704,736,768,800].)
         masks: give masks too.
         train_split, val_split, test_split: names of splits; test_split None is val_split. "test-dev2017", whose labels
             are not public, is for `frugal predict`, which writes the file that COCO's server takes.
@@ -71,7 +70,6 @@ class COCO(DataModule):
         batch_size: int = 16,
         image_size: int | tuple[int, int] = 800,
         augmentation: Augmentation = "flip",
-        short_sides: tuple[int, ...] | None = None,
         masks: bool = False,
         train_split: str = "train2017",
         val_split: str = "val2017",
@@ -84,11 +82,8 @@ class COCO(DataModule):
         sides = (image_size,) if isinstance(image_size, int) else tuple(image_size)
         if min(sides) < 1 or (limit is not None and limit < 1):
             raise InputError(f"data.image_size={image_size} and data.limit={limit} must be positive")
-        if short_sides and len(sides) > 1:
-            raise InputError(f"data.short_sides={list(short_sides)} go with one data.image_size, not with {image_size}")
         self.folder = Path(root or os.environ.get("FRUGAL_DATA", "data")).expanduser() / "coco"
         self.sides, self.augmentation, self.masks, self.limit = sides, augmentation, masks, limit
-        self.short_sides = tuple(short_sides or sides)
         self.splits = {"train": train_split, "val": val_split, "test": test_split or val_split}
         # A usual photograph has sides of 3 to 2, as the 1200x800 of the paper's tables.
         self.input_size = (3, *sides) if len(sides) == 2 else (3, sides[0], sides[0] * 3 // 2)
@@ -115,7 +110,7 @@ class COCO(DataModule):
         return Objects(given, self.masks, transform)
 
     def _training(self) -> v2.Transform:
-        """Resizing is bilinear without antialiasing, as in torchvision's detectors, which resize in evaluation."""
+        """Resizing is bilinear without antialiasing, as in torchvision's detectors, which do so in evaluation."""
         steps: list[v2.Transform] = []
         if self.augmentation == "ssd":
             zoom = v2.RandomZoomOut(fill={tv_tensors.Image: MEAN, "others": 0})
@@ -124,9 +119,6 @@ class COCO(DataModule):
             steps.append(v2.RandomHorizontalFlip())
         if len(self.sides) == 2:
             steps.append(v2.Resize(self.sides, antialias=False))
-        else:
-            longest = longest_side(self.sides[0])
-            steps.append(v2.RandomShortestSize(list(self.short_sides), longest, antialias=False))
         return v2.Compose([*steps, v2.SanitizeBoundingBoxes()])
 
 

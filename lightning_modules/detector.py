@@ -84,7 +84,6 @@ class Detector(Task):
         self.network = network
         heads = getattr(network, "roi_heads", None)
         self.masks = heads is not None and heads.has_mask()
-        self.network.transform._skip_resize = True  # in training, where the data have resized
         self.drop_epochs, self.warmup_steps, self.warmup_factor = tuple(drop_epochs), warmup_steps, warmup_factor
         self.decay_norms = decay_norms
         self.train_loss = MeanMetric(nan_strategy="disable")

@@ -139,7 +139,7 @@ def test_weights_to_start_from(path):
 
 @pytest.mark.parametrize("path", ROWS, ids=name)
 def test_takes_a_step(path, photographs):
-    """Every weight changes (biases before a normalisation have no gradient); small images spare time."""
+    """Every weight changes; small images spare time."""
     side = [] if path.parent.name == "ssdlite" else ["--data.image_size", "64"]
     data = ["--data.root", str(photographs), "--data.batch_size", "2", "--data.num_workers", "0"]
     cli = FrugalCLI(["-c", str(path), *data, *side, "--model.initial_checkpoint", "null"], run=False)
@@ -148,6 +148,5 @@ def test_takes_a_step(path, photographs):
                       enable_model_summary=False, plugins=[SyncBatchNorm()])  # fmt: skip
     trainer.fit(cli.model, datamodule=cli.datamodule)
     parameters = dict(cli.model.named_parameters())
-    assert all(parameter.grad is not None for parameter in parameters.values())
     assert not any(torch.equal(parameters[name], before[name]) for name in before if before[name].ndim > 1)
     assert "val/box_ap" in trainer.callback_metrics
