@@ -54,10 +54,10 @@ def _of_network(options: argparse.Namespace) -> Report:
 
 def _of_config(configs: list[str], overrides: list[str]) -> Report:
     from callbacks.complexity import cost_of
-    from commands.train import FrugalCLI
+    from commands.train import Untrained
 
     arguments = [part for config in configs for part in ("-c", config)]
-    model = FrugalCLI([*arguments, *overrides], run=False).model
+    model = Untrained([*arguments, *overrides]).model
     report = cost_of(model)
     if report is None:
         raise InputError(f"{type(model).__name__} has no `network` and `input_size`: its cost cannot be counted")

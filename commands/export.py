@@ -71,9 +71,9 @@ def main(arguments: list[str] | None = None) -> None:
 def _configured(configs: list[str], overrides: list[str]) -> Biprop | None:
     if not configs:
         return None
-    from commands.train import FrugalCLI
+    from commands.train import Untrained
 
-    model = FrugalCLI([*(part for config in configs for part in ("-c", config)), *overrides], run=False).model
+    model = Untrained([*(part for config in configs for part in ("-c", config)), *overrides]).model
     if not isinstance(model, Biprop):
         raise InputError(f"{configs[0]} trains {type(model).__name__}: tickets are Biprop's")
     return model

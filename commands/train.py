@@ -40,6 +40,7 @@ from datamodules.base import DataModule, check_batch_size
 from lightning_modules import Biprop
 from lightning_modules.task import Task
 from networks import InputError
+from networks.registry import without_weights
 
 HELP = {
     "fit": "Train a network. The run goes to runs/<path of the config>/seed<k>/; an earlier one there is kept aside. "
@@ -74,6 +75,13 @@ def parse(arguments: list[str]) -> Namespace:
             pass
 
     return Parsed(arguments, run=False).config
+
+
+def leave_weights_out(config: Namespace) -> None:
+    """Fetch none for a network that gets others, or none at all: machines that compute may have no way to them."""
+    init_args = (config.model or Namespace()).get("init_args", Namespace())
+    if isinstance(init_args.get("network_args"), dict):
+        init_args.network_args = without_weights(init_args.network_args)
 
 
 @contextmanager
@@ -174,6 +182,8 @@ class FrugalCLI(LightningCLI):
                 resume.check_same_run(self.folder / "config.yaml", self.resolved)
             fits = self.subcommand == "fit"
             references.resolve(config, config.seed_everything, needs=fits, starts=fits and self.ckpt_path is None)
+            if self.ckpt_path or self.ticket:
+                leave_weights_out(config)
             self._choose_loggers(config)
             self._choose_callbacks(config)
 
@@ -339,3 +349,14 @@ class FrugalCLI(LightningCLI):
             raise InputError(f"{self.folder} holds a run: --ckpt_path last resumes it, or give another folder")
         for path in filter(None, kept):
             rank_zero_info(f"kept what an earlier run had written: {path}")
+
+
+class Untrained(FrugalCLI):
+    """Model and data as a config describes them, without weights."""
+
+    def __init__(self, arguments: list[str]) -> None:
+        super().__init__(arguments, run=False)
+
+    def before_instantiate_classes(self) -> None:
+        super().before_instantiate_classes()
+        leave_weights_out(self.config)

@@ -13,6 +13,7 @@ from torchmetrics import MeanMetric
 from lightning_modules import initial
 from networks import InputError
 from networks.errors import mismatch
+from networks.registry import without_weights
 
 Schedule = Literal["cosine", "steps", "constant"] | LRSchedulerCallable
 Network = Any  # str | nn.Module; spelled out, --help would list every module of torch
@@ -143,11 +144,16 @@ class Task(LightningModule):
             )
         trained = checkpoint.get("hyper_parameters", {})
         for name in self.defining:
-            if name in trained and name in self.hparams and trained[name] != self.hparams[name]:
-                raise InputError(
-                    f"the checkpoint was trained with {name}={trained[name]}, this model has {self.hparams[name]}; "
-                    "give the config that it was trained with"
+            if name in trained and name in self.hparams:
+                then, now = (
+                    without_weights(each) if name == "network_args" else each
+                    for each in (trained[name], self.hparams[name])
                 )
+                if then != now:
+                    raise InputError(
+                        f"the checkpoint was trained with {name}={trained[name]}, this model has {self.hparams[name]}; "
+                        "give the config that it was trained with"
+                    )
         if wrong := mismatch(self.state_dict(), checkpoint["state_dict"]):
             network = self.hparams.get("network", type(self.network).__name__)
             raise InputError(

@@ -13,7 +13,7 @@ from networks import (
     surgery,
 )
 from networks.errors import InputError
-from networks.registry import create
+from networks.registry import compressed, create
 
 __all__ = [
     "InputError",
@@ -21,6 +21,7 @@ __all__ = [
     "biprop",
     "bits",
     "complexity",
+    "compressed",
     "create",
     "detection",
     "epitome",

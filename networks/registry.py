@@ -56,6 +56,31 @@ def create(
         raise InputError(f"network {name} cannot be built with {given}: {reason}") from error
 
 
+def compressed(
+    network: str, method: str, method_args: Mapping[str, Any] | None = None, in_chans: int = 3, **args: Any
+) -> nn.Module:
+    """Create a network and make it cheap by a method of ours, where a network is asked for by name: of a detector
+    `backbone: networks.compressed` with `backbone_args: {network: rexnet, method: epitome, method_args: {rules: 0.5}}`.
+
+    Args:
+        network: timm name.
+        method: "biprop", "epitome" or "expert_binary": its `networks.<method>.apply` is called.
+        method_args: arguments of that, such as {"keep_fraction": 0.4}.
+        in_chans, args: of the network.
+
+    Raises:
+        InputError: an unknown network or method, and what the method refuses.
+    """
+    import networks
+
+    apply = getattr(getattr(networks, method, None), "apply", None)
+    if apply is None:
+        raise InputError(f"no method is called {method!r}: biprop, epitome and expert_binary are")
+    built = create(network, (in_chans, 224, 224), args=args)
+    apply(built, **(method_args or {}))
+    return built
+
+
 def register(name: str, build: Callable[..., nn.Module], cfg: dict[str, Any], **fixed: Any) -> None:
     """Register an architecture with timm, for the module that calls this.
 

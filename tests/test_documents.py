@@ -65,8 +65,8 @@ def test_commands(clone, page):
         else:
             assert program == "frugal"
             line = " ".join(arguments)
-            trains = arguments[0] in ("fit", "seeds", "steps", "cross-validate")
-            if trains and "digits" not in line and "-c" in line:
+            takes_data = arguments[0] in ("fit", "test", "validate", "predict", "seeds", "steps", "cross-validate")
+            if takes_data and "digits" not in line and "-c" in line:
                 with torch.device("meta"):  # the data are not here, or it takes hours
                     FrugalCLI(re.sub(r" --seeds \S+", "", line).split()[1:], run=False)
             elif arguments[0] == "search":  # tests/studies runs some, and each takes minutes

@@ -99,6 +99,17 @@ def test_methods_of_ours_on_a_backbone():
         assert report.parts[1:] == plain.parts[1:]
 
 
+def test_methods_of_ours_by_name():
+    args = {"network": "rexnet", "method": "biprop", "method_args": {"keep_fraction": 0.25}, "width": 0.9}
+    detector = ssdlite("networks.compressed", args).train()
+    layers = [layer for layer in detector.backbone.body.modules() if isinstance(layer, biprop.SubnetConv2d)]
+    assert {layer.keep_fraction for layer in layers} == {0.25}
+    target = {"boxes": torch.tensor([[20.0, 30, 200, 220]]), "labels": torch.tensor([7])}
+    sum(detector([torch.rand(3, 320, 320)] * 2, [target] * 2).values()).backward()
+    assert all(layer.scores.grad is not None and layer.weight.grad is None for layer in layers)
+    assert layers[0].scores.grad.abs().sum() > 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -109,6 +120,10 @@ def test_methods_of_ours_on_a_backbone():
         ({"backbone_args": {"widht": 0.9}}, "cannot be built with {'widht': 0.9}"),
         ({"backbone": nn.Identity(), "pretrained": True}, "go with a backbone by name"),
         ({"backbone": nn.Identity()}, "Identity gives no feature maps"),
+        (
+            {"backbone": "networks.compressed", "backbone_args": {"network": "rexnet", "method": "bitprop"}},
+            "no method is called 'bitprop': biprop, epitome and expert_binary are",
+        ),
         ({"box_score_tresh": 0.1}, "has no option box_score_tresh; did you mean box_score_thresh"),
     ],
 )
