@@ -70,7 +70,10 @@ def score_of(module: LightningModule) -> str:
 
 
 def draw(history: list[dict[str, float]], report: Report | None, path: str, score: str = "top1") -> None:
-    """Draw loss and score by epoch beside what each layer that multiplies stores, and in its ordinary form would."""
+    """Draw loss and score by epoch beside what each layer that multiplies stores, and in its ordinary form would.
+
+    Of a detector its parts stand for their layers.
+    """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -86,7 +89,7 @@ def draw(history: list[dict[str, float]], report: Report | None, path: str, scor
         axes.grid(alpha=0.3)
         axes.legend()
 
-    layers = report.layers if report else ()
+    layers = (report.parts or report.layers) if report else ()
     sizes = [
         (layer.name, layer.params, layer.dense_params)
         for layer in layers

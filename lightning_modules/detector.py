@@ -1,6 +1,7 @@
 """How a detector is trained and scored: losses of its heads, COCO's average precision."""
 
 import math
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -173,7 +174,8 @@ class Detector(Task):
         own = self.state_dict()
         body = "network.backbone.body.network."
         if not any(name in own or f"network.{name}" in own for name in weights.tensors):
-            weights.tensors = {body + name.removeprefix("network."): each for name, each in weights.tensors.items()}
+            renamed = {body + name.removeprefix("network."): each for name, each in weights.tensors.items()}
+            weights = replace(weights, tensors=renamed)
         return initial.copy_into(self, weights)
 
 
