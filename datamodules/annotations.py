@@ -4,6 +4,7 @@ import json
 import os
 from collections import Counter
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from faster_coco_eval.core import mask as rle
 from pytorch_lightning.utilities import rank_zero_info
 
 from networks import InputError
+
+NUMBERS = ("id", "height", "width")  # of each image
 
 
 @dataclass(frozen=True)
@@ -110,15 +113,21 @@ def _load(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_bytes())
         if not content["images"]:
             raise InputError(f"{path} lists no images: it is not COCO's, or not complete")
+        for image in content["images"]:
+            if not (isinstance(image["file_name"], str) and all(isinstance(image[n], int) for n in NUMBERS)):
+                raise TypeError(f"an image is {image}")
+        if not all(isinstance(each, dict) for each in content.get("annotations", ())):
+            raise TypeError("annotations are no objects")
         return content
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, InputError):
             raise
         if isinstance(error, FileNotFoundError):
+            labelled = "annotations_trainval2017.zip, train2017.zip and val2017.zip"
+            archives = f"{path.stem}.zip and test2017.zip" if path.stem.startswith("image_info") else labelled
             raise InputError(
-                f"no COCO annotations at {path}: fetch annotations_trainval2017.zip, train2017.zip and val2017.zip "
-                f"from cocodataset.org and unpack them into {path.parent.parent}, or say with --data.root or "
-                "FRUGAL_DATA where coco/ is"
+                f"no COCO annotations at {path}: fetch {archives} from cocodataset.org and unpack them into "
+                f"{path.parent.parent}, or say with --data.root or FRUGAL_DATA where coco/ is"
             ) from error
         raise InputError(f"{path} is no file of COCO annotations, or cut short ({error!r}): unpack it again") from error
 
@@ -130,10 +139,21 @@ def _check(each: dict[str, Any], images: dict[int, Any], categories: set[int], m
     if each.get("category_id") not in categories:
         raise InputError(f"{where} has category {each.get('category_id')}, which is none of COCO's 80 categories")
     box = each.get("bbox")
-    if not (isinstance(box, list) and len(box) == 4 and np.isfinite(np.array(box, dtype=np.float64)).all()):
+    if not (isinstance(box, list) and len(box) == 4 and all(isinstance(n, int | float) and isfinite(n) for n in box)):
         raise InputError(f"{where} has the box {box}, not x, y, width, height")
     if masks and not each.get("segmentation"):
         raise InputError(f"{where} has no segmentation: without masks, give --data.masks false and another network")
+    if masks and not _is_outline(each["segmentation"], images[each["image_id"]]):
+        raise InputError(f"{where} has a segmentation that is neither polygons nor run lengths of its image's size")
+
+
+def _is_outline(outline: Any, image: dict[str, Any]) -> bool:
+    if isinstance(outline, dict):
+        counts, size = outline.get("counts"), [image["height"], image["width"]]
+        whole = sum(counts) == size[0] * size[1] if isinstance(counts, list) else isinstance(counts, str)
+        return whole and outline.get("size") == size
+    parts = outline if isinstance(outline, list) else [None]
+    return all(isinstance(part, list) and len(part) >= 6 and len(part) % 2 == 0 for part in parts)
 
 
 def _reason_to_leave_out(each: dict[str, Any], image: dict[str, Any]) -> str | None:

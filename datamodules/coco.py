@@ -84,6 +84,7 @@ class COCO(DataModule):
             raise InputError(f"data.image_size={image_size} and data.limit={limit} must be positive")
         self.folder = Path(root or os.environ.get("FRUGAL_DATA", "data")).expanduser() / "coco"
         self.sides, self.augmentation, self.masks, self.limit = sides, augmentation, masks, limit
+        self._read: dict[str, Objects] = {}
         self.splits = {"train": train_split, "val": val_split, "test": test_split or val_split}
         # A usual photograph has sides of 3 to 2, as the 1200x800 of the paper's tables.
         self.input_size = (3, *sides) if len(sides) == 2 else (3, sides[0], sides[0] * 3 // 2)
@@ -93,11 +94,19 @@ class COCO(DataModule):
         """Read the annotations, once; those to train only where training needs them."""
         if stage in ("fit", None) and not hasattr(self, "train_set"):
             self.train_set = self._objects("train", self._training())
-        if stage not in ("test", "predict") and not hasattr(self, "val_set"):
-            self.val_set = self._objects("val")
-        if stage not in ("fit", "validate") and not hasattr(self, "test_set"):
-            read = self.splits["test"] == self.splits["val"] and hasattr(self, "val_set")
-            self.test_set = self.val_set if read else self._objects("test")
+        if stage == "test" and self.splits["test"] in UNLABELLED:
+            raise InputError(f"data.test_split={self.splits['test']} has no public labels: `frugal predict` takes it")
+        if stage not in ("test", "predict"):
+            self.val_set = self._evaluated("val")
+        if stage not in ("fit", "validate"):
+            self.test_set = self._evaluated("test")
+
+    def _evaluated(self, part: str) -> "Objects":
+        """Validation and test have one set where their splits are one."""
+        split = self.splits[part]
+        if split not in self._read:
+            self._read[split] = self._objects(part)
+        return self._read[split]
 
     def _objects(self, part: str, transform: v2.Transform | None = None) -> "Objects":
         split = self.splits[part]
@@ -119,7 +128,8 @@ class COCO(DataModule):
             steps.append(v2.RandomHorizontalFlip())
         if len(self.sides) == 2:
             steps.append(v2.Resize(self.sides, antialias=False))
-        return v2.Compose([*steps, v2.SanitizeBoundingBoxes()])
+        # Resizing may put a box a rounding error outside of the image, which would be reason to drop it.
+        return v2.Compose([*steps, v2.ClampBoundingBoxes(), v2.SanitizeBoundingBoxes()])
 
 
 class Objects:
