@@ -9,7 +9,7 @@ COMMANDS = {
     "fit": ("train a network: frugal fit -c CONFIG", "commands.train"),
     "validate": ("score a trained network on the validation data", "commands.train"),
     "test": ("score a trained network on the test data", "commands.train"),
-    "predict": ("write a CSV of labels and probabilities for the test data", "commands.train"),
+    "predict": ("write what is predicted for the test data: labels, or objects", "commands.train"),
     "seeds": ("train and test a config with several seeds: mean and standard error", "commands.seeds"),
     "steps": ("train and test a config after all the configs that it starts from", "commands.steps"),
     "cross-validate": ("train and test a config on each fold of its data", "commands.cross_validate"),

@@ -104,5 +104,9 @@ def draw(history: list[dict[str, float]], report: Report | None, path: str, scor
     weights.set_yticks(range(len(sizes)), [name for name, _, _ in sizes], fontsize=fontsize)
     weights.invert_yaxis()
     weights.margins(x=0.25)
-    weights.set(xscale="log", xlabel="parameters: ordinary layer (grey), stored (blue)", title="stored per layer")
+    weights.set(
+        xscale="log",
+        xlabel="parameters: ordinary layer (grey), stored (blue)",
+        title=f"stored per {'part' if report and report.parts else 'layer'}",
+    )
     figure.savefig(path, dpi=120)

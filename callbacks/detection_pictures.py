@@ -1,15 +1,17 @@
 """Draw what a detector sees."""
 
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
-from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+from torchvision.utils import draw_segmentation_masks
 
 from callbacks.folder import log_folder
 from networks import InputError
+
+Objects = dict[str, Tensor]
 
 
 class DetectionPictures(Callback):
@@ -20,7 +22,7 @@ class DetectionPictures(Callback):
 
     Args:
         images: number of images.
-        every_n_epochs: of validation during training; the last epoch is drawn always.
+        every_n_epochs: of validation during training; the last of max_epochs is drawn always.
         min_score: objects of a smaller score are left out.
 
     Raises:
@@ -31,12 +33,12 @@ class DetectionPictures(Callback):
         if images < 1 or every_n_epochs < 1 or not 0 <= min_score <= 1:
             raise InputError(f"{images=} and {every_n_epochs=} must be positive, {min_score=} must lie in 0 to 1")
         self.images, self.every_n_epochs, self.min_score = images, every_n_epochs, min_score
-        self._drawn: list[np.ndarray] = []
+        self._taken: list[tuple[Tensor, Objects, Objects]] = []  # photograph, what is found, what is true
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *arguments: Any) -> None:
         epoch = trainer.current_epoch + 1
-        last = epoch == trainer.max_epochs
-        if not trainer.sanity_checking and (epoch % self.every_n_epochs == 0 or last):
+        due = epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs or trainer.state.fn != "fit"
+        if due and not trainer.sanity_checking:
             self._take(trainer, *arguments)
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *arguments: Any) -> None:
@@ -49,53 +51,57 @@ class DetectionPictures(Callback):
         self._write(trainer, "test")
 
     def _take(self, trainer: Trainer, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        if not trainer.is_global_zero:
-            return
-        names = getattr(trainer.datamodule, "class_names", None)  # type: ignore[attr-defined]
         for image, found, target in zip(batch[0], outputs["detections"], batch[1], strict=True):
-            if len(self._drawn) < self.images:
+            if trainer.is_global_zero and len(self._taken) < self.images:
                 good = found["scores"] >= self.min_score
-                left = draw(image, {name: each[good] for name, each in found.items()}, names)
-                gap = np.full((left.shape[0], left.shape[1] // 50, 3), 255, np.uint8)
-                self._drawn.append(np.concatenate([left, gap, draw(image, target, names)], axis=1))
+                found = {name: each[good].cpu() for name, each in found.items()}
+                self._taken.append((image.cpu(), found, {name: each.cpu() for name, each in target.items()}))
 
     def _write(self, trainer: Trainer, name: str) -> None:
         folder = log_folder(trainer) / "detections"
-        drawn, self._drawn = self._drawn, []
-        if not drawn or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        taken, self._taken = self._taken, []
+        if not taken or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         from matplotlib.figure import Figure
 
         folder.mkdir(exist_ok=True)
         path = folder / f"{name}.png"
-        figure = Figure(figsize=(12, 4.6 * len(drawn)), layout="constrained")
-        for axes, picture in zip(figure.subplots(len(drawn), 1, squeeze=False)[:, 0], drawn, strict=True):
-            axes.imshow(picture)
-            axes.set_axis_off()
-        figure.suptitle(f"{name}: found, with a score of {self.min_score} or more (left), and true (right)")
-        figure.savefig(path, dpi=100)
+        names = getattr(trainer.datamodule, "class_names", None)  # type: ignore[attr-defined]
+        figure = Figure(figsize=(14, 5.4 * len(taken)), layout="constrained")
+        for (left, right), (image, found, target) in zip(
+            figure.subplots(len(taken), 2, squeeze=False), taken, strict=True
+        ):
+            draw(left, image, found, names)
+            draw(right, image, target, names)
+            left.set_title(f"found with a score of {self.min_score} or more: {len(found['labels'])}")
+            right.set_title(f"true: {len(target['labels'])}")
+        figure.suptitle(name)
+        figure.savefig(path, dpi=90)
         for logger in trainer.loggers:
             if hasattr(logger, "log_image"):  # W&B's
                 logger.log_image("detections", [str(path)])
 
 
-def draw(image: Tensor, objects: dict[str, Tensor], names: Any) -> np.ndarray:
-    """A photograph (3, H, W), bytes or 0 to 1, with boxes, masks where there are some, names and scores: (H, W, 3)."""
-    pixels = (image if image.dtype == torch.uint8 else (image * 255).to(torch.uint8)).cpu()
-    labels = objects["labels"].tolist()
-    scores = objects.get("scores")
-    texts = [str(names[label]) if names else str(label) for label in labels]
-    if scores is not None:
-        texts = [f"{text} {score:.2f}" for text, score in zip(texts, scores.tolist(), strict=True)]
-    from matplotlib.font_manager import findfont
+def draw(axes: Any, image: Tensor, objects: Objects, names: Sequence[str] | None) -> None:
+    """Draw a photograph (3, H, W), bytes or 0 to 1, with boxes, masks where there are some, names and scores.
 
-    colours: Any = [COLOURS[label % len(COLOURS)] for label in labels]
-    if labels:
-        if "masks" in objects:
-            pixels = draw_segmentation_masks(pixels, objects["masks"].bool().cpu(), alpha=0.5, colors=colours)
-        font, size = findfont("DejaVu Sans:bold"), max(10, pixels.shape[2] // 45)
-        pixels = draw_bounding_boxes(pixels, objects["boxes"].cpu(), texts, colours, width=3, font=font, font_size=size)
-    return pixels.permute(1, 2, 0).numpy()
+    Each object has its own colour, of twenty.
+    """
+    from matplotlib import colormaps
+    from matplotlib.patches import Rectangle
 
-
-COLOURS = ["#e6194b", "#3cb44b", "#ffe119", "#4363d8", "#f58231", "#911eb4", "#46f0f0", "#f032e6", "#bcf60c", "#fabebe"]
+    pixels = image if image.dtype == torch.uint8 else (image * 255).round().to(torch.uint8)
+    colours = [colormaps["tab20"](i % 20)[:3] for i in range(len(objects["labels"]))]
+    if colours and "masks" in objects:
+        bytes_of = [tuple(round(255 * part) for part in colour) for colour in colours]
+        pixels = draw_segmentation_masks(pixels, objects["masks"].bool(), alpha=0.5, colors=bytes_of)
+    axes.imshow(pixels.permute(1, 2, 0).numpy())
+    axes.set_axis_off()
+    for i, colour in enumerate(colours):
+        x1, y1, x2, y2 = objects["boxes"][i].tolist()
+        axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=2))
+        label = int(objects["labels"][i])
+        text = str(names[label]) if names else str(label)
+        text += f" {objects['scores'][i]:.2f}" if "scores" in objects else ""
+        behind = {"facecolor": colour, "alpha": 0.75, "pad": 0.8, "linewidth": 0}
+        axes.text(x1, y1, text, fontsize=6, color="black", va="top", clip_on=True, bbox=behind)

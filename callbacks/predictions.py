@@ -11,7 +11,6 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import BasePredictionWriter
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 
-from callbacks.detection_results import as_results
 from callbacks.folder import log_folder
 
 
@@ -19,7 +18,8 @@ class PredictionWriter(BasePredictionWriter):
     """`predict` writes predictions.csv: sample index, true label, predicted label, and a probability for each class.
 
     Rows stand in the data set's order, each sample once, whatever the number of processes. Classes go by the
-    DataModule's `class_names` where it has them. Of a detector it writes detections.json, in COCO's format of results.
+    DataModule's `class_names` where it has them. Of a detector it writes detections_bbox.json, and
+    with masks detections_segm.json, in COCO's format of results.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,9 @@ class PredictionWriter(BasePredictionWriter):
     ) -> None:
         path = log_folder(trainer) / "predictions.csv"
         if predictions and all(isinstance(batch, dict) and "detections" in batch for batch in predictions):
-            self._write_detections(trainer, predictions, path.with_name("detections.json"))
+            for kind in predictions[0]["detections"]:
+                found = [row for batch in predictions for row in batch["detections"][kind]]
+                self._write_detections(trainer, found, path.with_name(f"detections_{kind}.json"))
             return
         if not all(isinstance(batch, dict) and {"probabilities", "targets"} <= batch.keys() for batch in predictions):
             rank_zero_warn("no predictions.csv: predict_step does not return {'probabilities': ..., 'targets': ...}")
@@ -49,13 +51,7 @@ class PredictionWriter(BasePredictionWriter):
             write(path, rows, getattr(trainer.datamodule, "class_names", classes))  # type: ignore[attr-defined]
             rank_zero_info(f"predictions of {len(rows)} samples: {path}")
 
-    def _write_detections(self, trainer: Trainer, predictions: Sequence[Any], path: Path) -> None:
-        rows = [
-            row
-            for batch in predictions
-            for found, target in zip(batch["detections"], batch["targets"], strict=True)
-            for row in as_results(found, int(target["image_id"]))
-        ]
+    def _write_detections(self, trainer: Trainer, rows: list[dict[str, Any]], path: Path) -> None:
         rows = [row for part in _of_all_processes(trainer, rows) for row in part]
         if trainer.is_global_zero:
             path.write_text(json.dumps(sorted(rows, key=lambda row: row["image_id"])) + "\n")

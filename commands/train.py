@@ -1,5 +1,6 @@
 """`frugal fit`, `validate`, `test` and `predict`: LightningCLI with the house's defaults."""
 
+import importlib
 import logging
 import os
 import secrets
@@ -14,6 +15,7 @@ import yaml
 from jsonargparse import Namespace
 from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning import Trainer
+from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.plugins.layer_sync import TorchSyncBatchNorm
@@ -47,13 +49,15 @@ HELP = {
     "--ckpt_path last resumes it, exactly, from its last epoch or from where SIGTERM or Ctrl-C stopped it.",
     "validate": "Score a trained network on the validation data; --ckpt_path last (the default), best, or a file.",
     "test": "Score a trained network on the test data; --ckpt_path last (the default), best, or a file.",
-    "predict": "Write predictions.csv, labels and probabilities, for the test data; --ckpt_path as for test.",
+    "predict": "Write predictions.csv, labels and probabilities, for the test data, or a detector's objects in COCO's "
+    "format; --ckpt_path as for test.",
 }
 USAGE = (
     "frugal {} -c CONFIG [-c OVERLAY ...] [--model.ARGUMENT VALUE] [--data.ARGUMENT VALUE] [--trainer.ARGUMENT VALUE]"
 )
 MORE = " --model.help Biprop (or another class) lists the arguments of a model, --data.help those of a DataModule."
 FROM_DATA = ("num_classes", "input_size")
+BY_SCORE = "the model's score: val/top1, of a detector val/box_ap"  # as --help shows it
 
 
 def main(arguments: list[str]) -> None:
@@ -61,6 +65,7 @@ def main(arguments: list[str]) -> None:
     warnings.filterwarnings("ignore", ".*does not have many workers.*")  # our data sets choose their own
     warnings.filterwarnings("ignore", ".*infer the batch indices.*")  # PredictionWriter asks the loader
     warnings.filterwarnings("ignore", ".*Total length of `list` across ranks is zero.*")  # data without validation
+    warnings.filterwarnings("ignore", ".*(box|mask)_ap.*sync_dist=True.*")  # it is computed once, and sent to all
     warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated")  # Lightning's own, with recent torch
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.msg)
     with ExitStack() as held:
@@ -139,7 +144,7 @@ class FrugalCLI(LightningCLI):
         parser.set_defaults(
             {
                 "checkpoint.filename": "best",
-                "checkpoint.monitor": "val/top1",
+                "checkpoint.monitor": BY_SCORE,
                 "checkpoint.mode": "max",
                 "checkpoint.enable_version_counter": False,
                 "data": {"class_path": "datamodules.Digits"},
@@ -169,6 +174,10 @@ class FrugalCLI(LightningCLI):
         config = self.config[self.subcommand] if self.subcommand else self.config
         init_args = (config.model or Namespace()).get("init_args", Namespace())
         self.typed = {name: init_args.get(name) for name in FROM_DATA}
+        if config.checkpoint.monitor == BY_SCORE:
+            module, _, name = config.model.class_path.rpartition(".") if config.model else ("", "", "")
+            model = getattr(importlib.import_module(module), name) if module else None
+            config.checkpoint.monitor = f"val/{getattr(model, 'score', 'top1')}"
         if self.subcommand:
             self.resolved = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_none=False))
             self.resolved.pop("ckpt_path")  # belongs to the command
@@ -195,7 +204,8 @@ class FrugalCLI(LightningCLI):
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # unless a plugin was given
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         if type(getattr(trainer.strategy, "_layer_sync", None)) is TorchSyncBatchNorm:
-            trainer.strategy._layer_sync = SyncBatchNorm()  # type: ignore[attr-defined]
+            on_gpu = not isinstance(trainer.accelerator, CPUAccelerator)  # torch has no other
+            trainer.strategy._layer_sync = SyncBatchNorm() if on_gpu else None  # type: ignore[attr-defined]
         if not getattr(self.datamodule, "validates", True):  # then no epoch is the best one: last.ckpt is the result
             trainer.callbacks = [c for c in trainer.callbacks if not _awaits_validation(c)]  # type: ignore[attr-defined]
         return trainer
@@ -307,12 +317,13 @@ class FrugalCLI(LightningCLI):
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Distillation):
                 callback.prepare(self.model)
+        steps = None  # of an epoch
         if isinstance(self.datamodule, DataModule):
             self.datamodule.setup("fit")
-            self.datamodule.train_dataloader()
+            steps = len(self.datamodule.train_dataloader()) // self.trainer.accumulate_grad_batches
         if isinstance(self.model, Task):
             if self.trainer.max_epochs is not None and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-                self.model.check_epochs(self.trainer.max_epochs)
+                self.model.check_epochs(self.trainer.max_epochs, steps)
             if isinstance(self.datamodule, DataModule):
                 shares = self.trainer.world_size * self.trainer.accumulate_grad_batches
                 self.model.check_share(self.datamodule.batch_size // shares)

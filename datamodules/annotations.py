@@ -99,6 +99,8 @@ def read(path: Path, folder: Path, categories: set[int], training: bool, masks: 
     if training:
         left_out["images without objects"] = sum(not found for found in objects.values())
     chosen = [image_id for image_id in images if objects[image_id] or not training][:limit]
+    if training and not chosen:
+        raise InputError(f"{path} has no object to train on: is it another split's?")
     _check_files(folder, [images[image_id]["file_name"] for image_id in chosen])
     counted = ", ".join(f"{count} {what}" for what, count in sorted(left_out.items()) if count)
     total = sum(len(objects[image_id]) for image_id in chosen)
@@ -134,12 +136,15 @@ def _load(path: Path) -> dict[str, Any]:
 
 def _check(each: dict[str, Any], images: dict[int, Any], categories: set[int], masks: bool, path: Path) -> None:
     where = f"{path}: annotation {each.get('id')}"
-    if each.get("image_id") not in images:
+    for name in ("area", "iscrowd"):
+        if not isinstance(each.get(name, 0), int | float):
+            raise InputError(f"{where} has the {name} {each[name]!r}, which is no number")
+    if not isinstance(each.get("image_id"), int) or each["image_id"] not in images:
         raise InputError(f"{where} is of image {each.get('image_id')}, which the file does not list")
-    if each.get("category_id") not in categories:
+    if not isinstance(each.get("category_id"), int) or each["category_id"] not in categories:
         raise InputError(f"{where} has category {each.get('category_id')}, which is none of COCO's 80 categories")
     box = each.get("bbox")
-    if not (isinstance(box, list) and len(box) == 4 and all(isinstance(n, int | float) and isfinite(n) for n in box)):
+    if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
         raise InputError(f"{where} has the box {box}, not x, y, width, height")
     if masks and not each.get("segmentation"):
         raise InputError(f"{where} has no segmentation: without masks, give --data.masks false and another network")
@@ -149,11 +154,20 @@ def _check(each: dict[str, Any], images: dict[int, Any], categories: set[int], m
 
 def _is_outline(outline: Any, image: dict[str, Any]) -> bool:
     if isinstance(outline, dict):
-        counts, size = outline.get("counts"), [image["height"], image["width"]]
-        whole = sum(counts) == size[0] * size[1] if isinstance(counts, list) else isinstance(counts, str)
+        counts: Any = outline.get("counts")
+        size = [image["height"], image["width"]]
+        if isinstance(counts, list):
+            whole = all(isinstance(n, int) and n >= 0 for n in counts) and sum(counts) == size[0] * size[1]
+        else:
+            whole = isinstance(counts, str)
         return whole and outline.get("size") == size
-    parts = outline if isinstance(outline, list) else [None]
-    return all(isinstance(part, list) and len(part) >= 6 and len(part) % 2 == 0 for part in parts)
+    parts: list[Any] = outline if isinstance(outline, list) else [None]
+    polygons = all(isinstance(part, list) and len(part) >= 6 and len(part) % 2 == 0 for part in parts)
+    return polygons and all(_is_number(n) for part in parts for n in part)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and isfinite(value)
 
 
 def _reason_to_leave_out(each: dict[str, Any], image: dict[str, Any]) -> str | None:

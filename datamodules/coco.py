@@ -39,8 +39,9 @@ class COCO(DataModule):
     Args:
         root: folder that has coco/; None means the environment variable FRUGAL_DATA, or else data/.
         batch_size: total over all devices and accumulated steps.
-        image_size: of the detector: short side, pixels, or height and width of all images. Training resizes to the
-            latter here, for SSD's augmentation makes large images.
+        image_size: of the detector: short side, pixels, or, of SSDLite, height and width of all images. Training
+            resizes to the latter here, for SSD's augmentation makes large images, and drops objects of less than a
+            pixel then.
         augmentation: of training: "flip" mirrors half of the images; "ssd" also distorts colours, zooms out and crops
             by overlap (Liu et al. 2016, section 2.2); "none". (More than one scale is an option of the detector:
             --model.network_args.min_size [640,672,704,736,768,800].)
@@ -80,8 +81,10 @@ class COCO(DataModule):
         super().__init__(batch_size, num_workers)
         check_choice("data.augmentation", augmentation, Augmentation)
         sides = (image_size,) if isinstance(image_size, int) else tuple(image_size)
-        if min(sides) < 1 or (limit is not None and limit < 1):
-            raise InputError(f"data.image_size={image_size} and data.limit={limit} must be positive")
+        if len(sides) > 2 or min(sides) < 1:
+            raise InputError(f"data.image_size={image_size} must be a positive number, or two: height and width")
+        if limit is not None and limit < 1:
+            raise InputError(f"data.limit={limit} must be positive")
         self.folder = Path(root or os.environ.get("FRUGAL_DATA", "data")).expanduser() / "coco"
         self.sides, self.augmentation, self.masks, self.limit = sides, augmentation, masks, limit
         self._read: dict[str, Objects] = {}
@@ -116,6 +119,10 @@ class COCO(DataModule):
         categories = {i for i, name in enumerate(self.class_names) if i and name != "N/A"}
         path = self.folder / "annotations" / file
         given = annotations.read(path, self.folder / folder, categories, part == "train", self.masks, self.limit)
+        if not len(given.labels) and split not in UNLABELLED:
+            raise InputError(
+                f"{path} has no object in the images to score: give another data.{part}_split or data.limit"
+            )
         return Objects(given, self.masks, transform)
 
     def _training(self) -> v2.Transform:

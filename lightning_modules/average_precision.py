@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from pytorch_lightning.strategies import Strategy
 from torch import Tensor
@@ -29,10 +30,12 @@ class AveragePrecision:
         with torch.device("cpu"):  # also where networks are being built on the meta device
             self.metric: Any = MeanAveragePrecision(
                 iou_type=tuple(self.kinds),  # type: ignore[arg-type]
+                iou_thresholds=np.linspace(0.5, 0.95, 10).tolist(),  # torchmetrics' own are float32, which
+                rec_thresholds=np.linspace(0, 1, 101).tolist(),  # misses recalls that COCO's evaluation reaches
                 backend="faster_coco_eval",
                 sync_on_compute=False,
             )
-        self.metric.warn_on_many_detections = False  # only the best 100 of an image count, as in COCO
+        self.metric.warn_on_many_detections = False  # of a category the best 100 of an image count, as in COCO
         self.image_ids: list[int] = []
 
     def update(self, detections: list[dict[str, Tensor]], targets: list[dict[str, Tensor]]) -> None:

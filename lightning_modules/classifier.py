@@ -172,7 +172,7 @@ class Classifier(Task):
                 metric.update(*values)  # type: ignore[operator]
             self.log(name, metric, on_step=False, on_epoch=True, prog_bar=name == "val/top1")  # type: ignore[arg-type]
 
-    def check_epochs(self, epochs: int) -> None:
+    def check_epochs(self, epochs: int, steps: int | None) -> None:
         check_epochs(self.schedule, epochs, self.warmup_epochs)
 
     def schedule_config(self, optimizer: Optimizer) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 from typing import Any, Literal
 
+import timm
 import torch
 from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
 import networks
+from callbacks.detection_results import as_results
 from lightning_modules import initial
 from lightning_modules.average_precision import AveragePrecision
 from lightning_modules.task import Network, Schedule, Task
@@ -80,6 +82,9 @@ class Detector(Task):
         if bool(drop_epochs) != (schedule == "steps"):
             raise InputError(f"{drop_epochs=} go with schedule='steps', and it with them; got {schedule=}")
         if isinstance(network, str):
+            if network not in KNOWN and "." not in network:
+                backbone = f": give it as --model.network_args.backbone {network}" if timm.is_model(network) else ""
+                raise InputError(f"no detector is called {network!r}, but {', '.join(KNOWN)}{backbone}")
             path = f"networks.detection.{network}" if network in KNOWN else network
             network = networks.create(path, self.input_size, num_classes, network_args)
         self.network = network
@@ -116,9 +121,16 @@ class Detector(Task):
     def test_step(self, batch: Batch, batch_idx: int) -> Detections:
         return self._evaluate("test", batch)
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> Detections:
-        """Detections and, from the data, which images they are of."""
-        return {"detections": self._detect(batch[0]), "targets": batch[1]}
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, dict[str, list[dict[str, Any]]]]:
+        """Detections in COCO's format of results: rows of boxes, and of masks, each with the id of its image.
+
+        Masks are as large as their images; as they are, those of a whole data set would fill any memory.
+        """
+        rows: dict[str, list[dict[str, Any]]] = {kind: [] for kind in (("bbox", "segm") if self.masks else ("bbox",))}
+        for found, target in zip(self._detect(batch[0]), batch[1], strict=True):
+            for kind in rows:
+                rows[kind] += as_results(found, int(target["image_id"]), kind)  # type: ignore[arg-type]
+        return {"detections": rows}
 
     def _evaluate(self, stage: Literal["val", "test"], batch: Batch) -> Detections:
         images, targets = batch
@@ -153,21 +165,55 @@ class Detector(Task):
             return None
         if not isinstance(self.schedule, str):
             return {"scheduler": self.schedule(optimizer), "interval": "epoch"}
-        steps, epochs = self.trainer.estimated_stepping_batches, self.trainer.max_epochs
-        if self.schedule == "cosine" and not self.warmup_steps < steps < math.inf:
-            raise InputError(f"the cosine schedule ends with the run: give more steps than {self.warmup_steps=}")
-        if self.schedule == "steps" and (not epochs or epochs < 0 or steps == math.inf):
-            raise InputError("the schedule of steps counts epochs: give --trainer.max_epochs")
-        drops = [epoch * steps / epochs for epoch in self.drop_epochs] if epochs else []
+        return {"scheduler": LambdaLR(optimizer, self.rate_at), "interval": "step"}
+
+    def rate_at(self, step: int) -> float:
+        """The rate of a step, counted from 0, over the optimiser's."""
         w = self.warmup_steps
+        warmth = self.warmup_factor + (1 - self.warmup_factor) * step / w if step < w else 1.0
+        if step == 0:  # before Lightning knows how many steps there are; asked for, it would forget where to resume
+            return warmth
+        if self.schedule == "cosine" and step >= w:
+            return (1 + math.cos(math.pi * (step - w) / (self.steps - w))) / 2
+        return warmth * 0.1 ** sum(step >= epoch * self.steps_per_epoch for epoch in self.drop_epochs)
 
-        def factor(step: int) -> float:
-            warmth = self.warmup_factor + (1 - self.warmup_factor) * step / w if step < w else 1.0
-            if self.schedule == "cosine" and step >= w:
-                return (1 + math.cos(math.pi * (step - w) / (steps - w))) / 2
-            return warmth * 0.1 ** sum(step >= drop for drop in drops)
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
 
-        return {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}
+    @property
+    def steps(self) -> float:
+        """Of the whole run."""
+        epochs, steps = self.trainer.max_epochs, self.trainer.max_steps
+        by_epochs = epochs * self.steps_per_epoch if epochs is not None and epochs >= 0 else math.inf
+        return min(by_epochs, steps if steps >= 0 else math.inf)
+
+    def check_epochs(self, epochs: int, steps: int | None) -> None:
+        if steps is not None:
+            self._check_steps(epochs * steps if epochs >= 0 else math.inf)
+
+    def _check_steps(self, steps: float) -> None:
+        if self.schedule == "cosine" and steps == math.inf:
+            raise InputError("the cosine schedule ends with the run: give --trainer.max_epochs or --trainer.max_steps")
+        if self.schedule == "cosine" and steps <= self.warmup_steps:
+            raise InputError(f"the run has {steps} steps: take fewer of --model.warmup_steps {self.warmup_steps}")
+
+    def check_share(self, samples: int) -> None:
+        if samples == 1 and isinstance(self.network, networks.detection.SSDLite):
+            raise InputError(
+                "ssdlite has a map of 1x1, whose batch normalisation takes more than one image: give a data.batch_size "
+                "of which each device gets at least 2 in a step"
+            )
+
+    def on_train_start(self) -> None:
+        self._check_steps(self.steps)
+        super().on_train_start()
+
+    def definition(self, name: str, value: Any) -> Any:
+        """Thresholds and sizes may change after training; layers may not, and they are compared anyway."""
+        if name != "network_args":
+            return value
+        return {key: (value or {}).get(key) for key in ("backbone", "backbone_args")}
 
     def start_from(self, weights: initial.Weights) -> str:
         """A classifier's weights go to the backbone."""

@@ -12,10 +12,11 @@ from torchmetrics import MeanMetric
 
 from lightning_modules import initial
 from networks import InputError
-from networks.errors import mismatch
+from networks.errors import check_choice, mismatch
 from networks.registry import without_weights
 
-Schedule = Literal["cosine", "steps", "constant"] | LRSchedulerCallable
+NamedSchedule = Literal["cosine", "steps", "constant"]
+Schedule = NamedSchedule | LRSchedulerCallable
 Network = Any  # str | nn.Module; spelled out, --help would list every module of torch
 
 
@@ -29,11 +30,11 @@ class Task(LightningModule):
         initial_checkpoint: file whose weights training starts from.
 
     Raises:
-        InputError: class count or input size that are not known.
+        InputError: class count or input size that are not known, an unknown schedule.
     """
 
     defining: tuple[str, ...] = ("network", "network_args")  # what a checkpoint and its model must have in common
-    score: str  # name of the metric that says how good the network is, 0 to 1
+    score: str  # name of the metric that says how good the network is
 
     def __init__(
         self,
@@ -47,6 +48,8 @@ class Task(LightningModule):
         if num_classes is None or input_size is None:
             raise InputError("num_classes and input_size are not known: give both, or data that says them")
         self.num_classes, self.input_size = num_classes, tuple(input_size)
+        if isinstance(schedule, str):
+            check_choice("schedule", schedule, NamedSchedule)
         self.optimizer, self.schedule = optimizer, schedule
         self.initial_checkpoint = initial_checkpoint
         self.means = nn.ModuleDict()
@@ -115,8 +118,8 @@ class Task(LightningModule):
         """Lightning's description of the schedule: {"scheduler": ..., "interval": "epoch" or "step"}; None is none."""
         raise NotImplementedError
 
-    def check_epochs(self, epochs: int) -> None:
-        """Refuse a number of epochs that the schedule cannot have (InputError), before a run begins."""
+    def check_epochs(self, epochs: int, steps: int | None) -> None:
+        """Refuse a number of epochs, of `steps` each if that is known, that the schedule cannot have (InputError)."""
 
     def check_share(self, samples: int) -> None:
         """Refuse a device's share of a step that cannot be trained on (InputError), before a run begins."""
@@ -130,6 +133,10 @@ class Task(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["method"] = type(self).__name__
         checkpoint["means"] = list(self.means)
+
+    def definition(self, name: str, value: Any) -> Any:
+        """What of an argument in `defining` a checkpoint and its model must have in common: no weights to fetch."""
+        return without_weights(value) if name == "network_args" else value
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another method or network, in one line instead of a list of its tensors."""
@@ -145,10 +152,7 @@ class Task(LightningModule):
         trained = checkpoint.get("hyper_parameters", {})
         for name in self.defining:
             if name in trained and name in self.hparams:
-                then, now = (
-                    without_weights(each) if name == "network_args" else each
-                    for each in (trained[name], self.hparams[name])
-                )
+                then, now = self.definition(name, trained[name]), self.definition(name, self.hparams[name])
                 if then != now:
                     raise InputError(
                         f"the checkpoint was trained with {name}={trained[name]}, this model has {self.hparams[name]}; "

@@ -5,6 +5,7 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import timm
@@ -43,7 +44,10 @@ def create(
     if not timm.is_model(name):
         build = _imported(name)
         wanted = inspect.signature(build).parameters
-        return build(**{key: from_data[key] for key in from_data.keys() & wanted if from_data[key]}, **given)
+        known = {key: from_data[key] for key in from_data.keys() & wanted if from_data[key]}
+        if twice := sorted(known.keys() & given.keys()):
+            raise InputError(f"{', '.join(twice)} of {name} come from the data: leave them out of its arguments")
+        return build(**_fitting(build, name, {**known, **given}))
     try:
         cfg = timm.get_pretrained_cfg(name)
         if not (cfg and cfg.fixed_input_size and len(input_size) == 3):
@@ -77,8 +81,17 @@ def compressed(
     if apply is None:
         raise InputError(f"no method is called {method!r}: biprop, epitome and expert_binary are")
     built = create(network, (in_chans, 224, 224), args=args)
-    apply(built, **(method_args or {}))
+    apply(built, **_fitting(partial(apply, built), f"networks.{method}.apply", dict(method_args or {})))
     return built
+
+
+def _fitting(build: Callable[..., Any], name: str, args: dict[str, Any]) -> dict[str, Any]:
+    """Arguments, if they are a function's (InputError); an error inside of it keeps its traceback."""
+    try:
+        inspect.signature(build).bind(**args)
+    except TypeError as error:
+        raise InputError(f"{name}: {error}") from error
+    return args
 
 
 def register(name: str, build: Callable[..., nn.Module], cfg: dict[str, Any], **fixed: Any) -> None:

@@ -19,6 +19,11 @@ from networks import complexity
 ROOT = Path(__file__).parent.parent
 COCO = ROOT / "configs/rexnet/coco"
 ROWS = sorted(path for path in COCO.rglob("*.yaml") if path.stem != "base" and path.parent.name != "short")
+WITHOUT_WARMUP = ["--model.warmup_steps", "0"]
+TAGS = {
+    "resnet50": "tv_in1k", "resnext101": "gluon_in1k", "rexnet_100": "nav_in1k", "rexnet_130": "nav_in1k",
+    "efficientnet_b0": "ra_in1k", "efficientnet_b1": "ft_in1k", "efficientnet_b2": "ra_in1k",
+}  # fmt: skip
 PAPER = {  # box AP, or mask and box AP (spec 8.6 to 8.8)
     "ssdlite": {
         "rexnet_090": 24.7, "rexnet_100": 25.3, "rexnet_130": 27.3, "efficientnet_b0": 23.5, "efficientnet_b1": 25.8,
@@ -94,7 +99,7 @@ def test_recipe(path, monkeypatch):
     steps = 458 if single else 7329  # of 117,266 images with objects
     epochs = config.trainer.max_epochs
     monkeypatch.setattr(model, "_trainer", SimpleNamespace(
-        fast_dev_run=False, max_epochs=epochs, estimated_stepping_batches=epochs * steps,
+        fast_dev_run=False, max_epochs=epochs, max_steps=-1, num_training_batches=steps, accumulate_grad_batches=1,
     ))  # fmt: skip
     optimisation = model.configure_optimizers()
     (group,) = optimisation["optimizer"].param_groups
@@ -133,7 +138,11 @@ def test_weights_to_start_from(path):
     assert content.get("model.init_args.initial_checkpoint") == (
         None if released else f"configs/rexnet/imagenet/{path.stem}.yaml"
     )
-    if not released:
+    if released:
+        with torch.device("meta"):
+            backbone = FrugalCLI(["-c", str(path)], run=False).model.network.backbone.body.network
+        assert backbone.pretrained_cfg["tag"] == TAGS[path.stem]
+    else:
         assert (ROOT / content["model.init_args.initial_checkpoint"]).is_file()
 
 
@@ -142,7 +151,7 @@ def test_takes_a_step(path, photographs):
     """Every weight changes; small images spare time."""
     side = [] if path.parent.name == "ssdlite" else ["--data.image_size", "64"]
     data = ["--data.root", str(photographs), "--data.batch_size", "2", "--data.num_workers", "0"]
-    cli = FrugalCLI(["-c", str(path), *data, *side, "--model.initial_checkpoint", "null"], run=False)
+    cli = FrugalCLI(["-c", str(path), *data, *side, "--model.initial_checkpoint", "null", *WITHOUT_WARMUP], run=False)
     before = {name: parameter.clone() for name, parameter in cli.model.named_parameters()}
     trainer = Trainer(fast_dev_run=True, accelerator="cpu", logger=False, enable_progress_bar=False,
                       enable_model_summary=False, plugins=[SyncBatchNorm()])  # fmt: skip

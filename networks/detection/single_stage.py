@@ -18,8 +18,9 @@ from networks.detection.taps import Taps, taps
 from networks.errors import InputError
 
 SIDES = (45, 90, 135, 180, 225, 270, 315)  # of the squares at 320 pixels: the smaller of each level, the larger follows
-STEPS = (16, 32, 64, 120, 160, 320)  # pixels between the anchors of each level, at 320 pixels
+STEPS = (16, 32, 64, 120, 160, 320)  # pixels between the anchors of each level, at 320; else evenly over the image
 EXTRA = (512, 256, 256, 128)  # channels of the levels behind the backbone
+OURS = ("backbone", "anchor_generator", "size", "num_classes", "head", "positive_fraction")
 BACKGROUND = 0.99  # its probability before training, as in RetinaNet (Lin et al. 2017, section 3.3); ours
 
 
@@ -43,7 +44,8 @@ class SSDLite(SSD):
     """torchvision's SSD with the focal loss over all anchors, in place of cross-entropy over the hardest.
 
     Args:
-        focal_gamma: exponent of (1 - p) in the loss of a class (Lin et al. 2017, eq. 4); 0 is cross-entropy.
+        focal_gamma: exponent of (1 - p) in the loss of a class (Lin et al. 2017, eq. 4): 0, which is cross-entropy, or
+            1 or more.
         arguments: of torchvision's SSD.
     """
 
@@ -66,16 +68,16 @@ class SSDLite(SSD):
         matched_idxs: list[Tensor],
     ) -> dict[str, Tensor]:
         """Losses of boxes (smooth L1, summed) and classes (focal), each over the number of matched anchors."""
-        matched = torch.stack(matched_idxs)  # (N, A), the object of each anchor, -1 for background
-        foreground = matched >= 0
-        objects = foreground.sum().clamp(min=1)
-        offsets = [
-            self.box_coder.encode_single(target["boxes"][match[is_object]], boxes[is_object])
-            for target, match, is_object, boxes in zip(targets, matched, foreground, anchors, strict=True)
-        ]
-        box_loss = F.smooth_l1_loss(head_outputs["bbox_regression"][foreground], torch.cat(offsets), reduction="sum")
+        matched = torch.stack(matched_idxs)  # (N, A), the object of each anchor in its image, -1 for background
+        image, anchor = (matched >= 0).nonzero(as_tuple=True)
+        counts = torch.tensor([0, *(len(target["labels"]) for target in targets[:-1])], device=matched.device)
+        which = matched[image, anchor] + counts.cumsum(0)[image]  # among the objects of all images
+        objects = max(1, len(which))
+        boxes, labels = (torch.cat([target[name] for target in targets])[which] for name in ("boxes", "labels"))
+        offsets = self.box_coder.encode_single(boxes, torch.stack(anchors)[image, anchor])
+        box_loss = F.smooth_l1_loss(head_outputs["bbox_regression"][image, anchor], offsets, reduction="sum")
         classes = torch.zeros_like(matched)
-        classes[foreground] = torch.cat([t["labels"][m[m >= 0]] for t, m in zip(targets, matched, strict=True)])
+        classes[image, anchor] = labels
         loss = F.cross_entropy(head_outputs["cls_logits"].flatten(0, 1), classes.flatten(), reduction="none")
         class_loss = ((1 - torch.exp(-loss)) ** self.focal_gamma * loss).sum()
         return {"bbox_regression": box_loss / objects, "classification": class_loss / objects}
@@ -101,7 +103,7 @@ def ssdlite(
         backbone_args: of a backbone by name, such as {"width": 0.9}.
         num_classes: with the background, which is 0.
         pretrained: take timm's ImageNet weights for the backbone.
-        img_size: (H, W) to which images are resized; anchors go with it.
+        img_size: (H, W) to which images are resized; anchors grow with it.
         focal_gamma: see SSDLite.
         options: of torchvision's SSD, such as score_thresh, nms_thresh, detections_per_img.
 
@@ -109,16 +111,20 @@ def ssdlite(
         As torchvision's detectors: images, a list of (3, H, W) in 0 to 1, and targets in training.
 
     Raises:
-        InputError: what `networks.create` and `Taps` refuse; sizes other than squares.
+        InputError: what `networks.create` and `Taps` refuse; sizes other than squares, another focal_gamma.
     """
     if len(set(img_size)) != 1:
-        raise InputError(f"ssdlite takes squares, not {img_size}: its anchors are made for one size")
-    check_options(options, SSD)
+        raise InputError(f"ssdlite takes squares, not {img_size}: give both sides, such as --data.image_size [320,320]")
+    if focal_gamma != 0 and not focal_gamma >= 1:  # between them its gradient is infinite where a class is certain
+        raise InputError(f"{focal_gamma=} must be 0, or 1 or more")
+    check_options(options, SSD, OURS)
     body = taps(backbone, backbone_args, pretrained, (16,), final=True)
+    if body.last_stride != 32:
+        raise InputError(f"ssdlite takes a last map of stride 32, and this backbone has one of {body.last_stride}")
     pyramid = Pyramid(body)
-    side, levels = img_size[0], len(STEPS)
+    side = img_size[0]
     anchors = DefaultBoxGenerator(
-        [[2, 3]] * levels, scales=[s / 320 for s in SIDES], steps=[round(step * side / 320) for step in STEPS]
+        [[2, 3]] * len(STEPS), scales=[s / 320 for s in SIDES], steps=list(STEPS) if side == 320 else None
     )
     head = SSDLiteHead(list(pyramid.channels), anchors.num_anchors_per_location(), num_classes, nn.BatchNorm2d)
     for part, outputs in ((head.classification_head, 6 * num_classes), (head.regression_head, 24)):
@@ -126,7 +132,7 @@ def ssdlite(
         nn.init.normal_(part.module_list[-1].weight, std=0.03)  # as torchvision's heads
         nn.init.zeros_(part.module_list[-1].bias)
     _expect_background(head, num_classes)
-    given = {"nms_thresh": 0.5, "detections_per_img": 100, "focal_gamma": focal_gamma, **options}
+    given = {"nms_thresh": 0.5, "detections_per_img": 100, "focal_gamma": focal_gamma, **body.statistics, **options}
     return SSDLite(pyramid, anchors, img_size, num_classes, head=head, **given)
 
 

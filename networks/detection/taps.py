@@ -39,7 +39,7 @@ class Taps(nn.Module):
             raise InputError(f"{type(network).__name__} has feature maps at strides {[*last_of]}, not at {missing}")
         self.indices = [last_of[stride] for stride in strides]
         self.channels = [info[index]["num_chs"] for index in self.indices]
-        self.final = final
+        self.final, self.last_stride = final, info[-1]["reduction"]
         self.network: Any = network
         timms: Any = network
         if final:
@@ -48,6 +48,12 @@ class Taps(nn.Module):
         else:
             self.indices = timms.prune_intermediate_layers(self.indices, prune_norm=True)
         self._drop_unused()
+
+    @property
+    def statistics(self) -> dict[str, list[float]]:
+        """torchvision's options by which images are normalised as for the weights that timm has of the network."""
+        cfg = getattr(self.network, "pretrained_cfg", None) or {}
+        return {f"image_{name}": list(cfg[name]) for name in ("mean", "std") if cfg.get(name)}
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         if self.final:
@@ -85,10 +91,19 @@ def taps(
         if pretrained or backbone_args:
             raise InputError("pretrained and backbone_args go with a backbone by name; here it is built already")
         return Taps(backbone, strides, final)
+    if not isinstance(backbone, str):
+        raise InputError(f"{backbone=} is neither a name nor a network")
+    if not isinstance(backbone_args or {}, Mapping):
+        raise InputError(f"{backbone_args=} are arguments by name, such as {{width: 0.9}}")
     args = {**(backbone_args or {}), **({"pretrained": True} if pretrained else {})}
     try:
         network = registry.create(backbone, (3, 224, 224), args=args)
     except InputError as error:
-        remedy = "; pretrained=False starts from random weights, initial_checkpoint from a file" if pretrained else ""
-        raise InputError(f"{error}{remedy}") from error
+        remedies = []
+        if pretrained:
+            weights = "--model.network_args.pretrained false"
+            remedies.append(f"{weights} starts from random weights, --model.initial_checkpoint FILE from a file's")
+        elif backbone_args:
+            remedies.append("a backbone without such arguments: --model.network_args.backbone_args {}")
+        raise InputError("; ".join([str(error), *remedies])) from error
     return Taps(network, strides, final)

@@ -115,7 +115,9 @@ def _build(
     img_size: tuple[int, int],
     options: dict[str, Any],
 ) -> Any:
-    check_options(options, detection.MaskRCNN if kind is MaskRCNN else detection.FasterRCNN)
-    pyramid = Pyramid(taps(backbone, backbone_args, pretrained, STRIDES))
-    side = min(img_size)
-    return kind(pyramid, num_classes, **{"min_size": side, "max_size": longest_side(side), **options})
+    check_options(
+        options, detection.MaskRCNN if kind is MaskRCNN else detection.FasterRCNN, {"backbone", "num_classes"}
+    )
+    body = taps(backbone, backbone_args, pretrained, STRIDES)
+    sizes = {"min_size": min(img_size), "max_size": longest_side(min(img_size))}
+    return kind(Pyramid(body), num_classes, **{**sizes, **body.statistics, **options})

@@ -109,8 +109,17 @@ def test_anchors_of_ssdlite():
     assert torch.allclose(width[starts], torch.tensor([45.0, 90, 135, 180, 225, 270]), atol=1e-3)
 
 
-def test_anchors_go_with_the_size():
-    assert torch.allclose(anchors(ssdlite(img_size=(640, 640)).eval(), 640)[0], 2 * anchors(ssdlite().eval())[0])
+def test_thresholds_of_ssdlite():
+    network = ssdlite()
+    assert (network.nms_thresh, network.detections_per_img, network.proposal_matcher.high_threshold) == (0.5, 100, 0.5)
+    assert all(abs(part.module_list[-1].weight.std() - 0.03) < 0.005 for part in network.head.children())
+
+
+def test_anchors_grow_with_the_size():
+    """Twice as large, at places that stay 16 pixels apart."""
+    boxes = anchors(ssdlite(img_size=(640, 640)).eval(), 640)
+    assert torch.allclose(boxes[0], torch.tensor([-37.0, -37, 53, 53]))
+    assert torch.allclose(boxes[6] - boxes[0], torch.tensor([16.0, 0, 16, 0]))
 
 
 def test_before_training_all_is_background():
@@ -182,7 +191,14 @@ def test_refused():
         ssdlite(img_size=(320, 480))
     with pytest.raises(InputError, match="SSD has no option nms_tresh; did you mean nms_thresh"):
         ssdlite(nms_tresh=0.4)
-    with pytest.raises(InputError, match="MaskRCNN has no option masks; it has backbone"):
+    with pytest.raises(InputError, match="SSD has no option positive_fraction"):
+        ssdlite(positive_fraction=0.5)
+    for gamma in (-1, 0.5, float("nan")):
+        with pytest.raises(InputError, match="must be 0, or 1 or more"):
+            ssdlite(focal_gamma=gamma)
+    with pytest.raises(InputError, match="num_classes of .*ssdlite come from the data"):
+        networks.create("networks.detection.ssdlite", (3, 320, 320), 7, {"num_classes": 9})
+    with pytest.raises(InputError, match="MaskRCNN has no option masks; it has min_size"):
         maskrcnn(masks=True)
 
 

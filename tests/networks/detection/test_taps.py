@@ -116,8 +116,23 @@ def test_methods_of_ours_by_name():
         ({"backbone": "rexnett"}, "no network is called 'rexnett'; did you mean rexnet"),
         ({"backbone": "rexnet_lite"}, "BottleneckNet gives no feature maps of inner layers: take another backbone"),
         ({"backbone": "swin_tiny_patch4_window7_224"}, "SwinTransformer is no backbone for detectors"),
-        ({"backbone_args": {"width": 0.9}, "pretrained": True}, "pretrained=False starts from random weights"),
+        ({"backbone_args": {"width": 0.9}, "pretrained": True}, "pretrained false starts from random weights"),
         ({"backbone_args": {"widht": 0.9}}, "cannot be built with {'widht': 0.9}"),
+        (
+            {"backbone": "resnet18", "backbone_args": {"width": 0.9}},
+            "such arguments: --model.network_args.backbone_args {}",
+        ),
+        ({"backbone_args": 3}, "backbone_args=3 are arguments by name"),
+        ({"backbone": 3}, "backbone=3 is neither a name nor a network"),
+        ({"box_score_thresh": "abc"}, "box_score_thresh='abc' must be a number"),
+        ({"backbone": "networks.compressed", "backbone_args": {"network": "rexnet"}}, "'method'"),
+        (
+            {
+                "backbone": "networks.compressed",
+                "backbone_args": {"network": "rexnet", "method": "biprop", "method_args": {"keep": 0.1}},
+            },
+            "'keep'",
+        ),
         ({"backbone": nn.Identity(), "pretrained": True}, "go with a backbone by name"),
         ({"backbone": nn.Identity()}, "Identity gives no feature maps"),
         (
@@ -130,6 +145,18 @@ def test_methods_of_ours_by_name():
 def test_refused(arguments, message):
     with pytest.raises(InputError, match=message.replace("(", r"\(")):
         fasterrcnn(**arguments)
+
+
+def test_images_are_normalised_as_for_timms_weights():
+    assert timm.get_pretrained_cfg("efficientnet_b1").mean == (0.5, 0.5, 0.5)
+    assert ssdlite("efficientnet_b1").transform.image_mean == [0.5, 0.5, 0.5]
+    assert fasterrcnn("rexnet").transform.image_std == [0.229, 0.224, 0.225]
+    assert fasterrcnn("efficientnet_b1", image_mean=[0.1] * 3).transform.image_mean == [0.1] * 3
+
+
+def test_ssdlite_refuses_a_last_map_of_another_stride():
+    with pytest.raises(InputError, match="ssdlite takes a last map of stride 32, and this backbone has one of 16"):
+        ssdlite("resnet18", {"output_stride": 16})
 
 
 def test_a_stride_that_is_not_there():
