@@ -6,6 +6,7 @@ and `frugal fit`'s module and callbacks. All begin with the same weights and dra
 
 import argparse
 import os
+import statistics
 import tempfile
 import time
 import warnings
@@ -13,10 +14,12 @@ import warnings
 import torch
 from pytorch_lightning import Callback, LightningDataModule, Trainer
 from pytorch_lightning.loggers import CSVLogger
-from timing import compare, header, own_peak, peak_memory
+from timing import header, own_peak, peak_memory
+from torch.utils.data import DataLoader
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
 from callbacks import ComplexityMonitor, ExactResume, FiniteLoss, LastCheckpoint, ProgressBar, TrainingCurves
+from commands.memory import keep_freed_memory
 from datamodules import COCO
 from datamodules.randomness import Draw
 from lightning_modules import Detector
@@ -36,13 +39,17 @@ class Repeated(LightningDataModule):
         self.batch = batch
 
     def train_dataloader(self):
-        return [self.batch] * (STEPS + 1)
+        return DataLoader([self.batch] * (STEPS + 1), batch_size=None)
 
 
 class Clock(Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if batch_idx == 1:  # what is done once is not a step's
             self.started = time.perf_counter()
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if batch_idx == STEPS:
+            self.seconds = (time.perf_counter() - self.started) / STEPS
 
 
 def read(folder):
@@ -62,11 +69,14 @@ def bare_loop(network, batch):
 
     def steps():
         torch.manual_seed(0)
-        for _ in range(STEPS):
+        for step in range(STEPS + 1):
+            if step == 1:
+                started = time.perf_counter()
             losses = network([image.float() / 255 for image in images], targets)
             optimizer.zero_grad()
             sum(losses.values()).backward()
             optimizer.step()
+        return (time.perf_counter() - started) / STEPS
 
     return steps
 
@@ -84,7 +94,7 @@ def ours(batch):
 
 
 def fit(batch):
-    """Seconds of as many steps, by the clock of a callback."""
+    """As `frugal fit` trains, with its callbacks."""
     torch.manual_seed(0)
     module = Detector("fasterrcnn", 91, Repeated.input_size, {"backbone": "resnet50"}, sgd_of, "constant")
     data = Repeated(batch)
@@ -97,7 +107,7 @@ def fit(batch):
                               callbacks=[*extras, ProgressBar(), clock], enable_model_summary=False)  # fmt: skip
             torch.manual_seed(0)
             trainer.fit(module, data)
-            return time.perf_counter() - clock.started
+            return clock.seconds
 
     return steps
 
@@ -113,16 +123,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder")
     parser.add_argument("--only", choices=ALTERNATIVES, help="train a few steps and print the peak memory in MiB")
+    parser.add_argument("--rounds", type=int, default=8, help="the default is 8")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     os.environ.setdefault("COLUMNS", "80")
+    keep_freed_memory()  # as every frugal command; the bare loops gain as much
     batch = read(options.folder)
     if options.only:
         ALTERNATIVES[options.only](batch)()
         print(own_peak())
         return
     header()
-    compare(f"{STEPS} steps", {name: make(batch) for name, make in ALTERNATIVES.items()}, rounds=10)
+    runs = {name: make(batch) for name, make in ALTERNATIVES.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(options.rounds):
+        for name, run in runs.items():  # they take turns, so that drift cancels
+            seconds[name].append(run())
+    print(f"\na step, median of {options.rounds} rounds of {STEPS}")
+    base = statistics.median(seconds["torchvision's, bare loop"])
+    for name, values in seconds.items():
+        median = statistics.median(values)
+        print(f"  {name:<42} {median * 1e3:9.0f} ms {median / base:8.3f} x")
     print("\npeak memory")
     for name in ALTERNATIVES:
         print(f"  {name:<42} {peak_memory(__file__, name, options.folder):9.0f} MiB")

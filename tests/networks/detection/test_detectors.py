@@ -196,7 +196,7 @@ def test_refused():
     for gamma in (-1, 0.5, float("nan")):
         with pytest.raises(InputError, match="must be 0, or 1 or more"):
             ssdlite(focal_gamma=gamma)
-    with pytest.raises(InputError, match="num_classes of .*ssdlite come from the data"):
+    with pytest.raises(InputError, match=r"num_classes of .*ssdlite come from the data"):
         networks.create("networks.detection.ssdlite", (3, 320, 320), 7, {"num_classes": 9})
     with pytest.raises(InputError, match="MaskRCNN has no option masks; it has min_size"):
         maskrcnn(masks=True)
