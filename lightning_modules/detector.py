@@ -189,8 +189,8 @@ class Detector(Task):
         return min(by_epochs, steps if steps >= 0 else math.inf)
 
     def check_epochs(self, epochs: int, steps: int | None) -> None:
-        if steps is not None:
-            self._check_steps(epochs * steps if epochs >= 0 else math.inf)
+        if steps is not None and epochs >= 0:
+            self._check_steps(epochs * steps)
 
     def _check_steps(self, steps: float) -> None:
         if self.schedule == "cosine" and steps == math.inf:
@@ -206,7 +206,8 @@ class Detector(Task):
             )
 
     def on_train_start(self) -> None:
-        self._check_steps(self.steps)
+        if self.trainer.lr_scheduler_configs:  # none in a trial run
+            self._check_steps(self.steps)
         super().on_train_start()
 
     def definition(self, name: str, value: Any) -> Any:

@@ -19,7 +19,6 @@ from networks import complexity
 ROOT = Path(__file__).parent.parent
 COCO = ROOT / "configs/rexnet/coco"
 ROWS = sorted(path for path in COCO.rglob("*.yaml") if path.stem != "base" and path.parent.name != "short")
-WITHOUT_WARMUP = ["--model.warmup_steps", "0"]
 TAGS = {
     "resnet50": "tv_in1k", "resnext101": "gluon_in1k", "rexnet_100": "nav_in1k", "rexnet_130": "nav_in1k",
     "efficientnet_b0": "ra_in1k", "efficientnet_b1": "ft_in1k", "efficientnet_b2": "ra_in1k",
@@ -151,7 +150,7 @@ def test_takes_a_step(path, photographs):
     """Every weight changes; small images spare time."""
     side = [] if path.parent.name == "ssdlite" else ["--data.image_size", "64"]
     data = ["--data.root", str(photographs), "--data.batch_size", "2", "--data.num_workers", "0"]
-    cli = FrugalCLI(["-c", str(path), *data, *side, "--model.initial_checkpoint", "null", *WITHOUT_WARMUP], run=False)
+    cli = FrugalCLI(["-c", str(path), *data, *side, "--model.initial_checkpoint", "null"], run=False)
     before = {name: parameter.clone() for name, parameter in cli.model.named_parameters()}
     trainer = Trainer(fast_dev_run=True, accelerator="cpu", logger=False, enable_progress_bar=False,
                       enable_model_summary=False, plugins=[SyncBatchNorm()])  # fmt: skip

@@ -223,6 +223,34 @@ def test_refused_before_training(tmp_path, message, options, data, limits):
         runner.fit(detector(**options), datamodule=Data(**data))
 
 
+def test_a_number_of_epochs_is_refused_before_a_run_where_it_is_known():
+    module = detector(warmup_steps=10)
+    module.check_epochs(-1, 5)  # max_steps may end it
+    module.check_epochs(2, None)
+    module.check_epochs(3, 5)
+    with pytest.raises(InputError, match="has 10 steps: take fewer of"):
+        module.check_epochs(2, 5)
+
+
+def test_ssdlite_is_refused_one_image_in_a_step():
+    detector("ssdlite").check_share(2)
+    detector("fasterrcnn").check_share(1)
+    with pytest.raises(InputError, match="each device gets at least 2"):
+        detector("ssdlite").check_share(1)
+
+
+def test_thresholds_may_change_after_training_and_backbones_may_not():
+    trained = {
+        "method": "Detector",
+        "state_dict": detector().state_dict(),
+        "hyper_parameters": dict(detector().hparams),
+    }
+    other = {**SMALL, "score_thresh": 0.3, "pretrained": False}
+    detector(network_args=other).on_load_checkpoint(trained)
+    with pytest.raises(InputError, match=r"was trained with network_args=.*this model has"):
+        detector(network_args={**SMALL, "backbone_args": {"drop_rate": 0.1}}).on_load_checkpoint(trained)
+
+
 def test_masks_are_asked_for_by_networks_that_predict_them(tmp_path):
     for name, masks in (("maskrcnn", True), ("ssdlite", False), ("ssdlite", True)):
         module = detector(name)
