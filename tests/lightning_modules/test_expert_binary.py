@@ -159,7 +159,7 @@ def test_one_expert_becomes_all_and_nothing_else_changes(one_expert, n, capsys):
 
 def test_the_report_says_what_was_copied(one_expert, monkeypatch):
     said = []
-    monkeypatch.setattr("lightning_modules.classifier.rank_zero_info", said.append)
+    monkeypatch.setattr("lightning_modules.task.rank_zero_info", said.append)
     for n, missing in ((1, ["  not in it, as built: 16, such as network.layer1.0.units.0.conv.gate.bias"]), (4, [])):
         build("experts", 4, initial_checkpoint=str(one_expert[n][0])).load_initial()
         first, *lines = said.pop().splitlines()
