@@ -54,7 +54,7 @@ def _of_network(options: argparse.Namespace) -> Report:
 
 def _of_config(configs: list[str], overrides: list[str]) -> Report:
     from callbacks.complexity import cost_of
-    from commands.train import Untrained
+    from commands.untrained import Untrained
 
     arguments = [part for config in configs for part in ("-c", config)]
     model = Untrained([*arguments, *overrides]).model

@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _configured(configs: list[str], overrides: list[str]) -> Biprop | None:
     if not configs:
         return None
-    from commands.train import Untrained
+    from commands.untrained import Untrained
 
     model = Untrained([*(part for config in configs for part in ("-c", config)), *overrides]).model
     if not isinstance(model, Biprop):

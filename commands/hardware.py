@@ -1,8 +1,14 @@
-"""Check that PyTorch can use the GPUs that a run asks for."""
+"""What a run's trainer stands on: GPUs that PyTorch can use, and our plugins."""
+
+from typing import Any
 
 import torch
+from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning import Trainer
+from pytorch_lightning.accelerators import CPUAccelerator
+from pytorch_lightning.plugins.layer_sync import TorchSyncBatchNorm
 
+from callbacks import AtomicCheckpointIO, SyncBatchNorm
 from networks import InputError
 
 
@@ -25,3 +31,13 @@ def check_gpus(trainer: Trainer) -> None:
             )
         if "bf16" in str(trainer.precision) and capability < (8, 0):
             raise InputError(f"{name} has no bf16: take --trainer.precision 16-mixed")
+
+
+def use_our_plugins(trainer: Trainer) -> None:
+    """Put ours in place of Lightning's own where the user gave none: atomic checkpoints, timm's SyncBatchNorm."""
+    strategy: Any = trainer.strategy
+    if type(strategy.checkpoint_io) is TorchCheckpointIO:
+        strategy.checkpoint_io = AtomicCheckpointIO()
+    if type(getattr(strategy, "_layer_sync", None)) is TorchSyncBatchNorm:
+        on_gpu = not isinstance(trainer.accelerator, CPUAccelerator)  # torch has no other
+        strategy._layer_sync = SyncBatchNorm() if on_gpu else None

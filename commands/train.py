@@ -13,17 +13,13 @@ from typing import Any
 import torch
 import yaml
 from jsonargparse import Namespace
-from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning import Trainer
-from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.plugins.layer_sync import TorchSyncBatchNorm
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from callbacks import (
-    AtomicCheckpointIO,
     ComplexityMonitor,
     Distillation,
     ExactResume,
@@ -31,12 +27,11 @@ from callbacks import (
     LastCheckpoint,
     PredictionWriter,
     ProgressBar,
-    SyncBatchNorm,
     TrainingCurves,
 )
 from callbacks.record import RunRecord
 from commands import references, resume, run_folder
-from commands.hardware import check_gpus
+from commands.hardware import check_gpus, use_our_plugins
 from commands.parser import Parser, try_int_first
 from datamodules.base import DataModule, check_batch_size
 from lightning_modules import Biprop
@@ -201,11 +196,7 @@ class FrugalCLI(LightningCLI):
             return None
         with trainer_errors():
             trainer = super().instantiate_trainer(**kwargs)
-        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # unless a plugin was given
-            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
-        if type(getattr(trainer.strategy, "_layer_sync", None)) is TorchSyncBatchNorm:
-            on_gpu = not isinstance(trainer.accelerator, CPUAccelerator)  # torch has no other
-            trainer.strategy._layer_sync = SyncBatchNorm() if on_gpu else None  # type: ignore[attr-defined]
+        use_our_plugins(trainer)
         if not getattr(self.datamodule, "validates", True):  # then no epoch is the best one: last.ckpt is the result
             trainer.callbacks = [c for c in trainer.callbacks if not _awaits_validation(c)]  # type: ignore[attr-defined]
         return trainer
@@ -360,14 +351,3 @@ class FrugalCLI(LightningCLI):
             raise InputError(f"{self.folder} holds a run: --ckpt_path last resumes it, or give another folder")
         for path in filter(None, kept):
             rank_zero_info(f"kept what an earlier run had written: {path}")
-
-
-class Untrained(FrugalCLI):
-    """Model and data as a config describes them, without weights."""
-
-    def __init__(self, arguments: list[str]) -> None:
-        super().__init__(arguments, run=False)
-
-    def before_instantiate_classes(self) -> None:
-        super().before_instantiate_classes()
-        leave_weights_out(self.config)

@@ -93,7 +93,7 @@ class Unstarted(FrugalCLI):
 def test_the_command_takes_ours(tmp_path, monkeypatch, arguments, on_gpu, kind):
     monkeypatch.chdir(tmp_path)
     if on_gpu:
-        monkeypatch.setattr("commands.train.CPUAccelerator", type("Other", (), {}))
+        monkeypatch.setattr("commands.hardware.CPUAccelerator", type("Other", (), {}))
     model = ["--model", "Classifier", "--model.network", "conv2"]
     trainer = Unstarted(["fit", *model, *DDP, *arguments]).trainer
     assert type(trainer.strategy._layer_sync) is kind
