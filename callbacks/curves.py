@@ -1,5 +1,6 @@
 """Draw how a run went."""
 
+import math
 import time
 from typing import Any
 
@@ -75,7 +76,7 @@ def draw(history: list[dict[str, float]], report: Report | None, path: str, scor
     Of a detector its parts stand for their layers.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import MaxNLocator, NullFormatter
 
     figure = Figure(figsize=(14, 4.2), layout="constrained")
     loss, scores, weights = figure.subplots(1, 3)
@@ -109,4 +110,8 @@ def draw(history: list[dict[str, float]], report: Report | None, path: str, scor
         xlabel="parameters: ordinary layer (grey), stored (blue)",
         title=f"stored per {'part' if report and report.parts else 'layer'}",
     )
+    weights.xaxis.set_minor_formatter(NullFormatter())  # their labels overlap
+    if sizes:  # a whole decade at least, which has a label
+        smallest = min(value for _, *values in sizes for value in values if value)
+        weights.set_xlim(left=10 ** math.floor(math.log10(smallest)))
     figure.savefig(path, dpi=120)
