@@ -17,6 +17,7 @@ COMMANDS = {
     "rank": ("measure ranks of the features of random layers", "studies.rank"),
     "export": ("write a ticket to a file: frugal export CHECKPOINT --ticket FILE", "commands.export"),
     "latency": ("time networks: one image on the CPU, a batch on a GPU", "commands.latency"),
+    "tables": ("print the tables of the papers, with our figures beside theirs", "commands.tables"),
     "count": ("show what a network costs: parameters, FLOPs, BOPs, stored bits", "commands.count"),
 }
 

@@ -201,7 +201,7 @@ class Distillation(Callback):
             teacher = networks.create(self.given, size, classes, self.teacher_args)
         else:
             teacher = _pretrained(self.given, size, self.teacher_args)
-        outputs = complexity.count(_network(teacher), size).output_size
+        outputs = complexity.output_size(_network(teacher), size)
         if outputs != (classes,):
             raise InputError(f"the teacher gives outputs of size {outputs}, the student has {classes} classes")
         if weights:

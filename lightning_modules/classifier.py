@@ -79,7 +79,7 @@ class Classifier(Task):
             raise InputError(f"{drop_epochs=} go with schedule='steps', and it with them; got {schedule=}")
         if isinstance(network, str):
             network = networks.create(network, self.input_size, num_classes, network_args)
-        outputs = networks.complexity.count(network, self.input_size).output_size
+        outputs = networks.complexity.output_size(network, self.input_size)
         if outputs not in ((), (num_classes,)):
             raise InputError(f"the network gives outputs of size {outputs}, not ({num_classes},), one per class")
         self.network = network

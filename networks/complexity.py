@@ -137,22 +137,38 @@ def output_sizes(network: nn.Module, input_size: Sequence[int]) -> dict[str, tup
     return {name: ledger.output_size[module] for name, module in named if module in ledger.output_size}
 
 
+def output_size(network: nn.Module, input_size: Sequence[int]) -> tuple[int, ...]:
+    """Size of what a network gives for one input, without the batch; empty where that is not one tensor, or unknown.
+
+    Raises:
+        InputError: the network does not accept such an input.
+    """
+    output, _ = _forward(_on_meta(network).eval(), input_size)
+    return tuple(output.shape[1:]) if isinstance(output, Tensor) else ()
+
+
 def _run(network: nn.Module, input_size: Sequence[int]) -> tuple["_Ledger", tuple[str, ...]]:
     """The ledger of one forward on the meta device, and why it broke off."""
     twin = _on_meta(network).eval()
-    dtype = next((p.dtype for p in twin.parameters() if p.is_floating_point()), None)
     ledger = _Ledger(twin)
+    with ledger.counter, ledger:
+        _, failure = _forward(twin, input_size)
+    return ledger, failure
+
+
+def _forward(twin: nn.Module, input_size: Sequence[int]) -> tuple[Any, tuple[str, ...]]:
+    """What a network on the meta device gives for a batch of one, or why that depends on values."""
+    dtype = next((p.dtype for p in twin.parameters() if p.is_floating_point()), None)
+    forward = getattr(twin, "deployed_forward", twin)
     try:
-        with torch.no_grad(), ledger.counter, ledger:
-            forward = getattr(twin, "deployed_forward", twin)
-            forward(torch.empty(1, *input_size, device="meta", dtype=dtype))
+        with torch.no_grad():
+            return forward(torch.empty(1, *input_size, device="meta", dtype=dtype)), ()
     except Exception as error:
         reason = str(error).split("\n")[0]
         size = "x".join(map(str, input_size))
         if isinstance(error, NotImplementedError) or "meta" in reason:  # it depends on values
-            return ledger, (reason,)
-        raise InputError(f"{type(network).__name__} does not accept an input of {size}: {reason}") from error
-    return ledger, ()
+            return None, (reason,)
+        raise InputError(f"{type(twin).__name__} does not accept an input of {size}: {reason}") from error
 
 
 def _on_meta(network: nn.Module) -> nn.Module:

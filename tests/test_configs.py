@@ -3,6 +3,7 @@
 import copy
 import functools
 import itertools
+import json
 import os
 import re
 from pathlib import Path
@@ -26,7 +27,8 @@ from lightning_modules.initial import Weights
 from networks import complexity
 from networks.binarize import Sign
 from networks.biprop import subnet_layers
-from networks.expert_binary import STEPS, expert_layers
+from networks.expert_binary import STEPS
+from studies import conventions
 
 ROOT = Path(__file__).parent.parent
 OVERLAYS = sorted((ROOT / "configs/hardware").glob("*.yaml"))
@@ -36,6 +38,13 @@ STUDIES = [path for room in ("search", "rank") for path in (ROOT / "configs/rexn
 RECIPES = sorted(set((ROOT / "configs").rglob("*.yaml")) - {*OVERLAYS, *SWEEPS, *BASES, *STUDIES})
 BIPROP = ROOT / "configs/biprop"
 EXPERT_BINARY = ROOT / "configs/expert_binary"
+
+# What `frugal tables` and the documents say of our costs; python -m studies.documents counts them anew.
+KEPT_COSTS = {
+    config: costs
+    for path in (ROOT / "results").glob("*/costs.json")
+    for config, costs in json.loads(path.read_text()).items()
+}
 
 
 def name(path):
@@ -47,23 +56,20 @@ uncached_count = complexity.count
 
 
 def count(network, input_size):
-    """complexity.count, once for all steps and all N of an expert binary network: it takes longer than to build one.
-
-    Size of the output and binary operations are the same for them; nothing else of the report is looked at.
-    """
-    if not expert_layers(network):
-        return uncached_count(network, input_size)
-    form = re.sub(r"step=\w+|num_experts=\d+|\(gate\): .*", "", repr(network))
-    if (form, input_size) not in COUNTED:
-        COUNTED[form, input_size] = uncached_count(network, input_size)
-    return COUNTED[form, input_size]
+    """complexity.count, once for equal networks: it takes longer than to build one."""
+    bits = tuple(getattr(module, "weight_bits", 32) for module in network.modules())  # not in every repr
+    key = repr(network), bits, input_size
+    if key not in COUNTED:
+        COUNTED[key] = uncached_count(network, input_size)
+    return COUNTED[key]
 
 
 @functools.cache
 def build(*arguments):
     """Model and data of a command line, without weights: the largest networks would take seconds each."""
     fetch = mock.patch("timm.models._builder.load_pretrained")  # from elsewhere
-    with torch.device("meta"), mock.patch.object(complexity, "count", count), fetch:
+    unchecked = mock.patch.object(complexity, "output_size", return_value=())  # a test below asks it
+    with torch.device("meta"), mock.patch.object(complexity, "count", count), unchecked, fetch:
         return FrugalCLI([str(argument) for argument in arguments], run=False)
 
 
@@ -75,7 +81,10 @@ def test_builds_and_says_what_it_is(config):
     cli = build("-c", config)
     assert cli.model.num_classes == cli.datamodule.num_classes
     of_classes = () if isinstance(cli.model, Detector) else (cli.model.num_classes,)
-    assert count(cli.model.network, cli.model.input_size).output_size == of_classes
+    report = count(cli.model.network, cli.model.input_size)
+    assert report.output_size == of_classes
+    kept = KEPT_COSTS.get(config.relative_to(ROOT).as_posix(), {})
+    assert {name: getattr(conventions, name)(cli.model.network, report) for name in kept} == kept
 
 
 @pytest.mark.parametrize("base", BASES, ids=name)
