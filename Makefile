@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 CONFIG := configs/biprop/digits/conv2_mpt1_32.yaml
 
-.PHONY: demo test lint types
+.PHONY: demo test lint types docs
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/.installed
@@ -19,6 +19,9 @@ lint: $(VENV)/.installed
 
 types: $(VENV)/.installed
 	$(VENV)/bin/mypy
+
+docs: $(VENV)/.installed
+	$(VENV)/bin/python -m studies.documents
 
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("frugal needs Python 3.11 or newer: make PYTHON=python3.11 ...")'

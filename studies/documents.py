@@ -1,4 +1,4 @@
-"""Write into README.md and docs/ what is made of data: python -m studies.documents
+"""Write into README.md and docs/ what is made of data: make docs
 
 Every network of the papers' tables is counted anew into results/<method>/costs.json; of these, of results/ and of the
 papers' figures come the tables between the markers "<!-- tables METHOD -->" or "<!-- runs METHOD -->" and

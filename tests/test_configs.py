@@ -39,7 +39,7 @@ RECIPES = sorted(set((ROOT / "configs").rglob("*.yaml")) - {*OVERLAYS, *SWEEPS, 
 BIPROP = ROOT / "configs/biprop"
 EXPERT_BINARY = ROOT / "configs/expert_binary"
 
-# What `frugal tables` and the documents say of our costs; python -m studies.documents counts them anew.
+# What `frugal tables` and the documents say of our costs; `make docs` counts them anew.
 KEPT_COSTS = {
     config: costs
     for path in (ROOT / "results").glob("*/costs.json")

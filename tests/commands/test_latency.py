@@ -8,6 +8,12 @@ import frugal
 from commands.latency import PAPER, build, draw, paper_top1, table
 from networks import InputError
 from networks.complexity import count
+from studies import tables
+
+
+def test_accuracies_are_the_scaling_tables():
+    (scaling,) = [table for table in tables.paper("rexnet")["tables"] if table["table"] == "Scaling"]
+    assert list(PAPER.values()) == [pytest.approx(row["paper"][0] / 100) for row in scaling["rows"]]
 
 
 def test_names_with_arguments_and_sides():

@@ -171,7 +171,7 @@ def test_the_command(capsys):
 
 @pytest.mark.parametrize("page", documents.PAGES, ids=lambda page: page.name)
 def test_documents_are_up_to_date(page):
-    """Else: python -m studies.documents."""
+    """Else: make docs."""
     assert page.read_text() == documents.written(page)
 
 
