@@ -93,8 +93,10 @@ def rebuild(path: str | Path, method: str | None, hyper_parameters: dict[str, An
     """
     import lightning_modules
 
-    if method not in lightning_modules.__all__ or not hyper_parameters:
+    if not method or not hyper_parameters:
         raise InputError(f"{path} does not say which network it has: {remedy}")
+    if method not in lightning_modules.__all__:
+        raise InputError(f"{path} was trained by {method}, a method of your own: {remedy}")
     name = hyper_parameters.get("network")
     if not isinstance(name, str) or not timm.is_model(name):
         raise InputError(f"{path} is of a network of your own: {remedy}")
