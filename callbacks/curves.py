@@ -88,7 +88,8 @@ def draw(history: list[dict[str, float]], report: Report | None, path: str, scor
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel="epoch", title=TITLES.get(metric, metric))
         axes.grid(alpha=0.3)
-        axes.legend()
+        if axes.lines:  # a module of the user's own may log neither
+            axes.legend()
 
     layers = (report.parts or report.layers) if report else ()
     sizes = [

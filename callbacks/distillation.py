@@ -196,7 +196,7 @@ class Distillation(Callback):
         if isinstance(self.given, nn.Module):
             teacher = self.given
         elif weights and (self.given is None or weights.hyper_parameters.get("network") == self.given):
-            teacher = initial.rebuild(weights.path, weights.method, weights.hyper_parameters, REMEDY)
+            teacher = initial.rebuild(weights.path, weights.method, weights.hyper_parameters, REMEDY, self.given)
         elif weights:
             teacher = networks.create(self.given, size, classes, self.teacher_args)
         else:

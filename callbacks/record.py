@@ -20,6 +20,7 @@ from pytorch_lightning.cli import LightningArgumentParser, SaveConfigCallback
 from pytorch_lightning.loggers import WandbLogger
 
 ROOT = Path(__file__).parent.parent
+SOURCES = ("*.py", "*.yaml", "*.toml")
 PACKAGES = ("frugal", "torch", "pytorch-lightning", "torchmetrics", "timm", "jsonargparse", "wandb", "numpy")
 
 
@@ -75,8 +76,8 @@ def _write_metrics(trainer: Trainer) -> None:
 
 def _log_code(logger: WandbLogger) -> None:
     """Keep our sources with the W&B run; W&B adds the commit and the changes since."""
-    tracked = (_git("ls-files", "*.py", "*.yaml", "*.toml") or "").splitlines()
-    names = [name for name in tracked if (ROOT / name).is_file()]
+    ours = (_git("ls-files", *SOURCES) or "").splitlines() + _new_sources()
+    names = [name for name in ours if (ROOT / name).is_file()]
     with tempfile.TemporaryDirectory() as folder:  # W&B would walk through the environment, the data and the runs
         for name in names:
             (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +92,7 @@ def provenance() -> dict[str, Any]:
     return {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "commit": _git("rev-parse", "HEAD"),
-        "uncommitted_changes": None if changes is None else bool(changes),
+        "uncommitted_changes": None if changes is None else bool(changes or _new_sources()),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "hardware": {
             "machine": platform.machine(),
@@ -100,6 +101,11 @@ def provenance() -> dict[str, Any]:
             "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         },
     }
+
+
+def _new_sources() -> list[str]:
+    """Sources that git does not know yet, such as a new method's: the commit does not tell what ran."""
+    return (_git("ls-files", "--others", "--exclude-standard", *SOURCES) or "").splitlines()
 
 
 def _git(*args: str) -> str | None:

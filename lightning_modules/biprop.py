@@ -5,14 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import Callback
-from pytorch_lightning.cli import OptimizerCallable
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 
 import networks
-from callbacks.layer_monitor import LayerMonitor
 from lightning_modules.classifier import Classifier
-from lightning_modules.task import Network, Schedule
 from networks import InputError, bits
 from networks.biprop import subnet_layers
 from networks.biprop.layers import Binarize, GainCount, Init, Scale, ScoreGradient
@@ -62,17 +58,7 @@ class Biprop(Classifier):
 
     def __init__(
         self,
-        network: Network,
-        num_classes: int | None = None,
-        input_size: tuple[int, ...] | None = None,
-        network_args: dict[str, Any] | None = None,
-        optimizer: OptimizerCallable = lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=1e-4),
-        schedule: Schedule = "cosine",
-        drop_epochs: tuple[int, ...] = (),
-        warmup_epochs: int = 0,
-        label_smoothing: float = 0.0,
-        mixup_alpha: float = 0.0,
-        initial_checkpoint: str | None = None,
+        *args: Any,
         keep_fraction: float = 0.5,
         init: Init = "kaiming_normal",
         scale: Scale | None = None,
@@ -84,20 +70,9 @@ class Biprop(Classifier):
         train_bn: bool = False,
         dense_first: bool = False,
         dense_last: bool = False,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            network,
-            num_classes,
-            input_size,
-            network_args,
-            optimizer,
-            schedule,
-            drop_epochs,
-            warmup_epochs,
-            label_smoothing,
-            mixup_alpha,
-            initial_checkpoint,
-        )
+        super().__init__(*args, **kwargs)
         if selection_epochs < 0:
             raise InputError(f"{selection_epochs=} must not be negative")
         with warnings.catch_warnings():
@@ -148,9 +123,6 @@ class Biprop(Classifier):
         ours = self.architecture
         self.network = networks.biprop.load_ticket(path, networks.create(**ours) if ours else None)
         rank_zero_info(f"biprop: the ticket in {path}")
-
-    def configure_callbacks(self) -> list[Callback]:
-        return [LayerMonitor()]
 
     def on_fit_start(self) -> None:
         super().on_fit_start()

@@ -3,17 +3,12 @@
 from dataclasses import asdict
 from typing import Any
 
-import torch
 from pytorch_lightning import Callback
-from pytorch_lightning.cli import OptimizerCallable
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 
 import networks
-from callbacks.layer_monitor import LayerMonitor
-from callbacks.sampling_map import SamplingMap
 from lightning_modules.classifier import Classifier
-from lightning_modules.task import Network, Schedule
 from networks import InputError
 from networks.epitome import EpitomeLayer, epitome_layers
 from networks.epitome.base import Positions, check_bits
@@ -52,35 +47,14 @@ class Epitome(Classifier):
 
     def __init__(
         self,
-        network: Network,
-        num_classes: int | None = None,
-        input_size: tuple[int, ...] | None = None,
-        network_args: dict[str, Any] | None = None,
-        optimizer: OptimizerCallable = lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=1e-4),
-        schedule: Schedule = "cosine",
-        drop_epochs: tuple[int, ...] = (),
-        warmup_epochs: int = 0,
-        label_smoothing: float = 0.0,
-        mixup_alpha: float = 0.0,
-        initial_checkpoint: str | None = None,
+        *args: Any,
         rules: float | list[AnyRule] | None = None,
         positions: Positions | None = None,
         quantize_bits: int | None = None,
         position_lr_factor: float = 1.0,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            network,
-            num_classes,
-            input_size,
-            network_args,
-            optimizer,
-            schedule,
-            drop_epochs,
-            warmup_epochs,
-            label_smoothing,
-            mixup_alpha,
-            initial_checkpoint,
-        )
+        super().__init__(*args, **kwargs)
         # Checkpoints hold plain types alone, and give them back.
         chosen = [as_rule(rule) for rule in rules] if isinstance(rules, list) else rules
         if isinstance(chosen, list):
@@ -106,7 +80,7 @@ class Epitome(Classifier):
         return epitome_layers(self.network)
 
     def configure_callbacks(self) -> list[Callback]:
-        return [LayerMonitor(), SamplingMap()] if self.layers else []
+        return super().configure_callbacks() if self.layers else []
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
         """Weights alone: no scale, bias or other 1-D tensor (as in the authors' code), and no positions."""

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 import networks
 from callbacks.feature_map import FeatureMap
-from callbacks.layer_monitor import LayerMonitor
 from lightning_modules.classifier import Classifier
 from lightning_modules.initial import Weights
-from lightning_modules.task import Network, Schedule
+from lightning_modules.task import Network
 from networks import InputError, bits
 from networks.expert_binary import expert_layers
 from networks.expert_binary.layers import ExpertBinaryConv2d, FpActivation, GateGrad, Routing, Step
@@ -62,12 +61,7 @@ class ExpertBinary(Classifier):
         input_size: tuple[int, ...] | None = None,
         network_args: dict[str, Any] | None = None,
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-3, weight_decay=1e-2),
-        schedule: Schedule = "cosine",
-        drop_epochs: tuple[int, ...] = (),
-        warmup_epochs: int = 0,
-        label_smoothing: float = 0.0,
-        mixup_alpha: float = 0.0,
-        initial_checkpoint: str | None = None,
+        *,
         step: Step = "binary",
         num_experts: int = 4,
         temperature: float = 1.0,
@@ -75,6 +69,7 @@ class ExpertBinary(Classifier):
         routing: Routing = "winner",
         rescale: bool = False,
         fp_activation: FpActivation = "identity",
+        **kwargs: Any,
     ) -> None:
         if step == "experts" and num_experts == 1:
             raise InputError("with num_experts=1 there is no step 'experts': 'binary' follows 'one_expert'")
@@ -85,19 +80,8 @@ class ExpertBinary(Classifier):
         twice = sorted(options.keys() & (network_args or {}).keys())
         if built_in and twice:
             raise InputError(f"network_args has {', '.join(twice)}: give model.{twice[0]} instead")
-        super().__init__(
-            network,
-            num_classes,
-            input_size,
-            {**(network_args or {}), **options} if built_in else network_args,
-            optimizer,
-            schedule,
-            drop_epochs,
-            warmup_epochs,
-            label_smoothing,
-            mixup_alpha,
-            initial_checkpoint,
-        )
+        args = {**(network_args or {}), **options} if built_in else network_args
+        super().__init__(network, num_classes, input_size, args, optimizer, **kwargs)
         asked = sorted(name for name, value in options.items() if value != DEFAULTS[name])
         if self.layers and not built_in and asked:
             raise InputError(f"the network has its expert binary convolutions already: give {', '.join(asked)} to it")
@@ -117,7 +101,7 @@ class ExpertBinary(Classifier):
 
     def configure_callbacks(self) -> list[Callback]:
         given = {type(callback) for callback in self.trainer.callbacks}  # type: ignore[attr-defined]
-        return [callback for callback in (LayerMonitor(), FeatureMap()) if type(callback) not in given]
+        return [callback for callback in (*super().configure_callbacks(), FeatureMap()) if type(callback) not in given]
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
         """Every parameter in Stage I, as released, and none in Stage II (EBN Section 5)."""

@@ -80,12 +80,15 @@ def copy_into(module: nn.Module, weights: Weights) -> str:
     return "\n".join(lines)
 
 
-def rebuild(path: str | Path, method: str | None, hyper_parameters: dict[str, Any], remedy: str) -> "Classifier":
+def rebuild(
+    path: str | Path, method: str | None, hyper_parameters: dict[str, Any], remedy: str, typed: str | None = None
+) -> "Classifier":
     """The module that a checkpoint of ours describes, as built: without its weights.
 
-    Only timm's registry is trusted with the network's name: an import path in a file is code.
+    Only timm's registry is trusted with the network's name: an import path in a file is code, unless it was typed.
 
     Args:
+        typed: the network's name, where the user gave it too.
         remedy: what the user should give instead, for the errors.
 
     Raises:
@@ -93,10 +96,12 @@ def rebuild(path: str | Path, method: str | None, hyper_parameters: dict[str, An
     """
     import lightning_modules
 
-    if method not in lightning_modules.__all__ or not hyper_parameters:
+    if not method or not hyper_parameters:
         raise InputError(f"{path} does not say which network it has: {remedy}")
+    if method not in lightning_modules.__all__:
+        raise InputError(f"{path} was trained by {method}, a method of your own: {remedy}")
     name = hyper_parameters.get("network")
-    if not isinstance(name, str) or not timm.is_model(name):
+    if not isinstance(name, str) or not (timm.is_model(name) or name == typed):
         raise InputError(f"{path} is of a network of your own: {remedy}")
     # In place, for the checkpoint will be compared with the module.
     hyper_parameters["network_args"] = registry.without_weights(hyper_parameters.get("network_args"))

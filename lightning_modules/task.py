@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pytorch_lightning import LightningModule
+from pytorch_lightning import Callback, LightningModule
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
@@ -10,6 +10,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
+from callbacks.layer_monitor import LayerMonitor
+from callbacks.sampling_map import SamplingMap
 from lightning_modules import initial
 from networks import InputError
 from networks.errors import check_choice, mismatch
@@ -59,6 +61,11 @@ class Task(LightningModule):
         classes = getattr(getattr(self.trainer, "datamodule", None), "num_classes", self.num_classes)
         if classes != self.num_classes:
             raise InputError(f"the model has num_classes={self.num_classes}, the data have {classes}: drop num_classes")
+
+    def configure_callbacks(self) -> list[Callback]:
+        """What draws the figures that a method tells of its layers."""
+        drawing = {"layer_metrics": LayerMonitor, "sampling": SamplingMap}
+        return [callback() for told, callback in drawing.items() if hasattr(self, told)]
 
     def on_fit_start(self) -> None:
         self.load_initial()

@@ -68,7 +68,7 @@ def compressed(
 
     Args:
         network: timm name.
-        method: "biprop", "epitome" or "expert_binary": its `networks.<method>.apply` is called.
+        method: name of a package with surgery, such as "epitome": its `networks.<method>.apply` is called.
         method_args: arguments of that, such as {"keep_fraction": 0.4}.
         in_chans, args: of the network.
 
@@ -79,7 +79,8 @@ def compressed(
 
     apply = getattr(getattr(networks, method, None), "apply", None)
     if apply is None:
-        raise InputError(f"no method is called {method!r}: biprop, epitome and expert_binary are")
+        known = sorted(name for name, package in vars(networks).items() if hasattr(package, "apply"))
+        raise InputError(f"no method is called {method!r}: {', '.join(known)} are")
     built = create(network, (in_chans, 224, 224), args=args)
     apply(built, **_fitting(partial(apply, built), f"networks.{method}.apply", dict(method_args or {})))
     return built

@@ -1,8 +1,12 @@
 """Every command of the README and the docs runs as it stands there, and so does every piece of Python."""
 
 import csv
+import json
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,28 +18,47 @@ from commands.train import FrugalCLI
 from studies.search_options import SearchCLI
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+OWN_NETWORK, OWN_METHOD = ROOT / "docs/your_own_network.md", ROOT / "docs/your_own_method.md"
+PAGES = [ROOT / "README.md", *sorted(set((ROOT / "docs").glob("*.md")) - {OWN_METHOD})]
 # Of each step two batches, instead of minutes.
-SHORT = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--model.warmup_epochs", "0"]
-MY_OWN = """\
-from torch import nn
-
-
-class Net(nn.Sequential):
-    def __init__(self):
-        super().__init__(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+# In one process, for imports take the longest: the page's commands, then what finds a method by its name.
+METHOD_USER = """\
+import shlex, sys
+import frugal, pytest
+for line in sys.argv[1:]:
+    program, *arguments = shlex.split(line)
+    assert not {"frugal": frugal.main, "pytest": pytest.main}[program](arguments)
+import networks
+from lightning_modules import initial
+net = networks.compressed("resnet18", "ternary")
+print(end="compressed " if type(net.conv1) is networks.ternary.TernaryConv2d else "")
+last = initial.read("runs/ternary/digits/conv2/seed0/checkpoints/last.ckpt")
+module = initial.rebuild(last.path, last.method, last.hyper_parameters, "")
+module.load_state_dict(last.tensors)
+print("rebuilt")
 """
+NAMED = r"# (\S+\.(?:py|yaml))\n"
+SHORT = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--model.warmup_epochs", "0"]
 
 
 def blocks(page, language):
-    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
+    """Pieces of code, but for files."""
+    pieces = re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
+    return [piece for piece in pieces if not re.match(NAMED, piece)]
+
+
+def write_files(page, folder):
+    """Write the files that a page shows: pieces of code whose first line is their name."""
+    for piece, name in re.findall(rf"```\w+\n({NAMED}.*?)```", page.read_text(), re.DOTALL):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(piece.partition("\n")[2])
 
 
 @pytest.fixture
 def clone(tmp_path, monkeypatch):
-    """A working directory with the clone's configs and a user's own module, but without its runs."""
+    """A working directory with the clone's configs and a user's own modules, but without its runs."""
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    (tmp_path / "my_own.py").write_text(MY_OWN)
+    write_files(OWN_NETWORK, tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(seeds, "process", in_this_process)
@@ -66,7 +89,7 @@ def test_commands(clone, page):
             assert program == "frugal"
             line = " ".join(arguments)
             takes_data = arguments[0] in ("fit", "test", "validate", "predict", "seeds", "steps", "cross-validate")
-            if takes_data and "digits" not in line and "-c" in line:
+            if takes_data and "digits" not in line and "-c" in arguments:
                 with torch.device("meta"):  # the data are not here, or it takes hours
                     FrugalCLI(re.sub(r" --seeds \S+", "", line).split()[1:], run=False)
             elif arguments[0] == "search":  # tests/studies runs some, and each takes minutes
@@ -85,8 +108,7 @@ def test_commands(clone, page):
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
-def test_python(page, capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_python(clone, page, capsys):
     for block in blocks(page, "python"):
         exec(compile(block, str(page), "exec"), {})
     printed = capsys.readouterr().out
@@ -94,3 +116,27 @@ def test_python(page, capsys, tmp_path, monkeypatch):
         assert printed.startswith("2335792 ")
     elif page.name == "biprop.md":
         assert float(re.search(r"top-1 ([\d.]+)", printed)[1]) >= 0.93
+
+
+def test_a_method_of_your_own(tmp_path):
+    """The page's files, in a copy of the repository, are all that a method needs."""
+    for room in ("callbacks", "commands", "datamodules", "studies", "frugal.py", "pyproject.toml"):
+        (tmp_path / room).symlink_to(ROOT / room)
+    for room in ("lightning_modules", "networks"):
+        shutil.copytree(ROOT / room, tmp_path / room, ignore=shutil.ignore_patterns("__pycache__"))
+    before = {path for path in tmp_path.rglob("*") if path.is_file()}
+    write_files(OWN_METHOD, tmp_path)
+    new = sorted({path for path in tmp_path.rglob("*") if path.is_file()} - before)
+    sources = [path for path in new if path.suffix == ".py"]
+    for check in (["check"], ["format", "--check"]):
+        subprocess.run([sys.executable, "-m", "ruff", *check, *sources], check=True, cwd=tmp_path)
+    lines = [line for block in blocks(OWN_METHOD, "sh") for line in block.splitlines()]
+    done = subprocess.run(
+        [sys.executable, "-c", METHOD_USER, *lines], check=True, cwd=tmp_path, capture_output=True, text=True
+    )
+    run = tmp_path / "runs/ternary/digits/conv2/seed0"
+    assert json.loads((run / "test/metrics.json").read_text())["test/top1"] > 0.8
+    assert (run / "layers.png").is_file()
+    assert re.search(r"convs.2 +TernaryConv2d .* 4,640$", done.stdout, re.MULTILINE)  # 2 * 2304 + 32 bits
+    assert "2 passed" in done.stdout
+    assert done.stdout.endswith("compressed rebuilt\n")

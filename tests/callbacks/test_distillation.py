@@ -313,3 +313,21 @@ def test_refusals(tmp_path, monkeypatch):
     message = refused(Distillation("resnet18.a1_in1k", teacher_args={"cache_dir": str(tmp_path)}))
     assert message.startswith("no pretrained teacher: network resnet18.a1_in1k cannot be built")
     assert message.endswith("Distillation.checkpoint takes a file of weights")
+
+
+def test_a_teacher_of_a_method_on_a_network_of_your_own_is_built_where_you_name_it(tmp_path, monkeypatch):
+    (tmp_path / "own_teachers.py").write_text(
+        "from torch import nn\n\n\ndef net():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    trained = Biprop("own_teachers.net", 10, SIZE, keep_fraction=0.3)
+    checkpoint = {"state_dict": trained.state_dict(), "hyper_parameters": {**trained.hparams}}
+    torch.save({**checkpoint, "method": "Biprop"}, tmp_path / "last.ckpt")
+    student = Classifier(Net(), 10, SIZE)
+    with pytest.raises(InputError, match="is of a network of your own: give the teacher by name too"):
+        Distillation(None, checkpoint=str(tmp_path / "last.ckpt"), attention_weight=0).prepare(student)
+    taught = Distillation("own_teachers.net", checkpoint=str(tmp_path / "last.ckpt"), attention_weight=0)
+    taught.prepare(student)
+    assert type(taught.teacher) is Biprop
+    images = torch.randn(4, *SIZE)
+    assert torch.equal(taught.teacher(images), trained.eval()(images))

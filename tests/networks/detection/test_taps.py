@@ -137,7 +137,7 @@ def test_methods_of_ours_by_name():
         ({"backbone": nn.Identity()}, "Identity gives no feature maps"),
         (
             {"backbone": "networks.compressed", "backbone_args": {"network": "rexnet", "method": "bitprop"}},
-            "no method is called 'bitprop': biprop, epitome and expert_binary are",
+            "no method is called 'bitprop': biprop, epitome, expert_binary are",
         ),
         ({"box_score_tresh": 0.1}, "has no option box_score_tresh; did you mean box_score_thresh"),
     ],
