@@ -1,5 +1,6 @@
 """Expert binary networks (Bulat, Martinez & Tzimiropoulos, ICLR 2021)."""
 
+import inspect
 import math
 from typing import Any
 
@@ -19,8 +20,6 @@ from lightning_modules.task import Network, Schedule
 from networks import InputError, bits
 from networks.expert_binary import expert_layers
 from networks.expert_binary.layers import ExpertBinaryConv2d, FpActivation, GateGrad, Routing, Step
-
-DEFAULTS = dict(num_experts=4, temperature=1.0, gate_grad="softmax", routing="winner", rescale=False)
 
 
 class ExpertBinary(Classifier):
@@ -98,7 +97,8 @@ class ExpertBinary(Classifier):
             mixup_alpha,
             initial_checkpoint,
         )
-        asked = sorted(name for name, value in options.items() if value != DEFAULTS[name])
+        defaults = inspect.signature(ExpertBinary).parameters
+        asked = sorted(name for name, value in options.items() if value != defaults[name].default)
         if self.layers and not built_in and asked:
             raise InputError(f"the network has its expert binary convolutions already: give {', '.join(asked)} to it")
         if not self.layers:

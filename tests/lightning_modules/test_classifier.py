@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from callbacks import ExactResume, LastCheckpoint, TrainingCurves
 from datamodules import Digits
 from lightning_modules import Biprop, Classifier
-from lightning_modules.classifier import warmup_then
+from lightning_modules.schedules import warmup_then
 from networks import InputError
 
 
