@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from callbacks import Distillation, ExactResume, LastCheckpoint
 from callbacks.distillation import attention_map, attention_matching, logit_matching
 from datamodules import Digits
+from interrupted import Stop
 from lightning_modules import Biprop, Classifier, ExpertBinary
 from networks import InputError
 
@@ -32,15 +33,6 @@ class Net(nn.Module):
     def forward(self, x):
         self.seen.append(x)
         return self.fc(self.layer3(self.layer2(self.layer1(x))).mean((2, 3)))
-
-
-class Stop(Callback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_train_batch_end(self, trainer, *args):
-        if trainer.global_step == self.step:
-            next(c for c in trainer.callbacks if isinstance(c, LastCheckpoint))._signal = 15
 
 
 def teacher(**options):

@@ -15,6 +15,7 @@ import frugal
 from callbacks import LastCheckpoint
 from commands import references, seeds, steps
 from commands.train import parse
+from interrupted import same
 from networks import InputError
 
 TRAINER = """\
@@ -160,10 +161,6 @@ def checkpoints():
 
 def state(path):
     return torch.load(path, weights_only=True)["state_dict"]
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def rows(printed):
