@@ -5,13 +5,13 @@ import pytest
 import timm
 import torch
 from pytorch_lightning import Callback, Trainer, seed_everything
+from runs import Stop
 from torch import nn
 from torch.nn import functional as F
 
 from callbacks import Distillation, ExactResume, LastCheckpoint
 from callbacks.distillation import attention_map, attention_matching, logit_matching
 from datamodules import Digits
-from interrupted import Stop
 from lightning_modules import Biprop, Classifier, ExpertBinary
 from networks import InputError
 

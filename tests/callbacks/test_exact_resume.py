@@ -7,13 +7,13 @@ import pytest
 import torch
 from pytorch_lightning import Callback, Trainer, seed_everything
 from pytorch_lightning.callbacks import ModelCheckpoint
+from runs import Stop, same
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from callbacks import ExactResume, LastCheckpoint, TrainingCurves
 from datamodules import Digits
 from datamodules.images import Images
-from interrupted import Stop, same
 from lightning_modules import Classifier
 
 

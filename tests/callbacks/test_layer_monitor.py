@@ -9,11 +9,11 @@ import torch
 from matplotlib.figure import Figure
 from pytorch_lightning import Callback, Trainer, seed_everything
 from pytorch_lightning.loggers import CSVLogger
+from runs import Stop
 
 from callbacks import ComplexityMonitor, ExactResume, LastCheckpoint, LayerMonitor
 from callbacks.layer_monitor import draw
 from datamodules import Digits
-from interrupted import Stop
 from lightning_modules import Biprop
 from networks.biprop import subnet_layers
 

@@ -8,12 +8,12 @@ import timm
 import torch
 from pytorch_lightning import Callback, Trainer, seed_everything
 from pytorch_lightning.loggers import CSVLogger
+from runs import Stop
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from callbacks import ExactResume, LastCheckpoint, TemperatureAnnealing
 from datamodules import Digits
-from interrupted import Stop
 from lightning_modules import Classifier
 from networks import InputError
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from runs import same
 
 import frugal
-from interrupted import same
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIG = """\

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from runs import same
 
 import frugal
 from callbacks import LastCheckpoint
 from commands import references, seeds, steps
 from commands.train import parse
-from interrupted import same
 from networks import InputError
 
 TRAINER = """\

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 from pytorch_lightning import Callback, LightningDataModule, Trainer, seed_everything
+from runs import Stop
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from callbacks import ExactResume, LastCheckpoint, TrainingCurves
 from datamodules import Digits
-from interrupted import Stop
 from lightning_modules import Biprop, Classifier
 from lightning_modules.schedules import warmup_then
 from networks import InputError

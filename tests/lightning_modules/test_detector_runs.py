@@ -5,11 +5,11 @@ from contextlib import nullcontext
 import pytest
 import torch
 from pytorch_lightning import Callback, Trainer, seed_everything
+from runs import Stop, same
 from torch import nn
 
 from callbacks import ExactResume, LastCheckpoint, TrainingCurves
 from datamodules.base import DataModule
-from interrupted import Stop, same
 from lightning_modules import Classifier, Detector, initial
 from networks import InputError
 

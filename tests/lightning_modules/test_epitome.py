@@ -8,11 +8,11 @@ import torch
 from pytorch_lightning import Trainer, seed_everything
 from pytorch_lightning.callbacks import EMAWeightAveraging
 from pytorch_lightning.loggers import CSVLogger
+from runs import Stop
 from torch import nn
 
 from callbacks import ExactResume, LastCheckpoint, LayerMonitor, SamplingMap
 from datamodules import Digits
-from interrupted import Stop
 from lightning_modules import Classifier, Epitome
 from lightning_modules.initial import rebuild
 from networks import InputError

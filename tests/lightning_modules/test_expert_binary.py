@@ -8,11 +8,11 @@ import timm
 import torch
 from pytorch_lightning import Callback, Trainer, seed_everything
 from pytorch_lightning.loggers import CSVLogger
+from runs import Stop, same
 from torch import nn
 
 from callbacks import Distillation, ExactResume, LastCheckpoint, LayerMonitor, TrainingCurves
 from datamodules import Digits
-from interrupted import Stop, same
 from lightning_modules import Biprop, Classifier, ExpertBinary
 from networks import InputError
 from networks.expert_binary import STEPS, layers, routed
