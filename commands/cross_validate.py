@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 
 from commands import seeds
-from commands.run_folder import config_path, lock, run_folder, set_aside
+from commands.run_folder import config_path, lock, run_folder, set_another_aside, set_aside
 from networks import InputError
 
 DESCRIPTION = """\
@@ -61,7 +61,9 @@ def run_all(configs: list[str], overrides: list[str], seed: int, results: Path) 
         seeds.train_and_test(f"fold {fold}", folder, own)
         seeds.command(f"fold {fold}", "predict", *own)
     result = summary(configs, overrides, seed, folders)
-    seeds.write(result, results / f"{config_path(configs)}_folds_{home.name}.json")
+    path = results / f"{config_path(configs)}_folds_{home.name}.json"
+    set_another_aside(path, result, seeds.DESCRIBED)
+    seeds.write(result, path)
     picture = home.with_name(f"confusion_{home.name}.png")
     draw(result, picture)
     print(picture)

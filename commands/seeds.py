@@ -17,7 +17,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from commands.run_folder import config_path, run_folder
+from commands.run_folder import config_path, run_folder, set_another_aside
 from networks import InputError
 
 DESCRIPTION = """\
@@ -27,8 +27,9 @@ to results/<path of the config>.json, with every run's curve, hours, commit, ver
   frugal seeds -c configs/biprop/digits/conv2_mpt1_32.yaml --seeds 0,1,2
 
 Any option of `frugal fit` may follow. Given again after an interruption, the same command goes on where it was; seeds
-that are done are not trained again.
+that are done are not trained again. A result of other seeds or options is kept aside.
 """
+DESCRIBED = ("config", "overlays", "overrides")  # what `described` tells
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -68,7 +69,9 @@ def run_all(configs: list[str], overrides: list[str], seeds: list[int], results:
     for seed, folder in folders.items():
         train_and_test(f"seed {seed}", folder, [*given, "--seed_everything", str(seed)])
     result = summary(configs, overrides, folders)
-    write(result, results / f"{config_path(configs)}.json")
+    path = results / f"{config_path(configs)}.json"
+    set_another_aside(path, result, (*DESCRIBED, "seeds"))
+    write(result, path)
     return result
 
 

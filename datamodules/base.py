@@ -1,8 +1,10 @@
 """What every DataModule shares: the batch size of the recipe, and loaders whose randomness is a function."""
 
 import os
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pytorch_lightning import LightningDataModule, Trainer
 
 from datamodules.batches import BatchDataset, Batches, Order
@@ -69,6 +71,28 @@ class DataModule(LightningDataModule):
         if self.seed is None:
             self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         return Batches(dataset, Order(len(dataset), self.batch_size, training, self.seed, **process), self.num_workers)
+
+
+def data_root(given: str | None) -> Path:
+    """Folder of data sets: what was given, or the environment variable FRUGAL_DATA, or data/."""
+    return Path(given or os.environ.get("FRUGAL_DATA", "data")).expanduser()
+
+
+def hold_out(labels: np.ndarray, count: int, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Places of the samples that train, and of `count` that validate instead, evenly over the classes; always the same.
+
+    Raises:
+        InputError: too few are left on one side.
+    """
+    every = np.arange(len(labels))
+    if not count:
+        return every, every[:0]
+    if not num_classes <= count <= len(labels) - num_classes:
+        raise InputError(f"data.held_out={count} of {len(labels)} images leaves too few on one side")
+    from sklearn.model_selection import train_test_split
+
+    train, held_out = train_test_split(every, test_size=count, stratify=labels, random_state=0)
+    return train, held_out
 
 
 def check_batch_size(total: int, trainer: Trainer, training: bool) -> None:

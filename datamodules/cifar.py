@@ -1,13 +1,12 @@
 """CIFAR-10 and CIFAR-100."""
 
-import os
 import pickle
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from datamodules.base import DataModule
+from datamodules.base import DataModule, data_root, hold_out
 from datamodules.images import Images
 from networks import InputError
 
@@ -55,7 +54,7 @@ class CIFAR(DataModule):
             raise InputError(f"data.classes={classes}: there are CIFAR-10 and CIFAR-100")
         if not 0 <= rotation <= 180:
             raise InputError(f"data.rotation={rotation} degrees must lie in 0 to 180")
-        self.root = Path(root or os.environ.get("FRUGAL_DATA", "data")).expanduser()
+        self.root = data_root(root)
         self.num_classes, self.held_out, self.check_integrity = classes, held_out, check_integrity
         self.rotation, self.checked = rotation, False
 
@@ -99,13 +98,7 @@ class CIFAR(DataModule):
         images, labels = self._read([name for name, _ in source.train_list])
         test_images, test_labels = self._read([name for name, _ in source.test_list])
         mean, std = (tuple(255 * value for value in of[self.num_classes]) for of in (MEAN, STD))
-        train, val = np.arange(len(labels)), np.arange(0)
-        if self.held_out:
-            if not self.num_classes <= self.held_out <= len(labels) - self.num_classes:
-                raise InputError(f"data.held_out={self.held_out} of {len(labels)} images leaves too few on one side")
-            from sklearn.model_selection import train_test_split
-
-            train, val = train_test_split(train, test_size=self.held_out, stratify=labels, random_state=0)
+        train, val = hold_out(labels, self.held_out, self.num_classes)
         self.train_set = Images(
             images[train], labels[train], mean, std, crop_padding=4, flip=True, rotation=self.rotation
         )

@@ -1,7 +1,6 @@
 """COCO: objects in photographs, with boxes and masks."""
 
 import os
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -12,7 +11,7 @@ from torchvision.transforms import v2
 
 from datamodules import annotations
 from datamodules.annotations import Annotations
-from datamodules.base import DataModule
+from datamodules.base import DataModule, data_root
 from datamodules.photographs import CorruptError, as_tensor
 from datamodules.randomness import Draw
 from networks import InputError
@@ -85,7 +84,7 @@ class COCO(DataModule):
             raise InputError(f"data.image_size={image_size} must be a positive number, or two: height and width")
         if limit is not None and limit < 1:
             raise InputError(f"data.limit={limit} must be positive")
-        self.folder = Path(root or os.environ.get("FRUGAL_DATA", "data")).expanduser() / "coco"
+        self.folder = data_root(root) / "coco"
         self.sides, self.augmentation, self.masks, self.limit = sides, augmentation, masks, limit
         self._read: dict[str, Objects] = {}
         self.splits = {"train": train_split, "val": val_split, "test": test_split or val_split}

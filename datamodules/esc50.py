@@ -16,7 +16,7 @@ from pytorch_lightning.utilities import rank_zero_info, rank_zero_only, rank_zer
 from rich.console import Console
 from rich.progress import track
 
-from datamodules.base import DataModule
+from datamodules.base import DataModule, data_root
 from datamodules.sounds import Sounds
 from networks import InputError
 
@@ -109,7 +109,7 @@ class ESC50(DataModule):
             )
         if gain_db < 0 or test_crops < 1:
             raise InputError(f"data.{gain_db=} must not be negative, data.{test_crops=} must be positive")
-        self.folder = Path(root or os.environ.get("FRUGAL_DATA", "data")).expanduser() / FOLDER
+        self.folder = data_root(root) / FOLDER
         self.targets = ESC10 if esc10 else tuple(range(len(CLASS_NAMES)))
         self.num_classes, self.class_names = len(self.targets), tuple(CLASS_NAMES[target] for target in self.targets)
         self.esc10, self.test_fold, self.val_fold, self.sample_rate_hz = esc10, test_fold, val_fold, sample_rate_hz

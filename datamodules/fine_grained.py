@@ -1,11 +1,11 @@
 """Fine-grained classes of photographs: Food-101, Stanford Cars, FGVC-Aircraft, Flowers-102."""
 
 import os
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from datamodules.base import data_root, hold_out
 from datamodules.photo_module import Backend, Interpolation, PhotographModule
 from datamodules.photographs import Decode, Photographs, Transform
 from networks import InputError
@@ -63,7 +63,7 @@ class FineGrained(PhotographModule):
             batch_size, image_size, crop_fraction, interpolation, augmentation, backend, skip_corrupt, num_workers
         )
         check_choice("data.name", name, Name)
-        self.root = Path(root or os.environ.get("FRUGAL_DATA", "data")).expanduser()
+        self.root = data_root(root)
         self.name, self.held_out, self.check_integrity = name, held_out, check_integrity
         self._class, self.num_classes, self._train_splits, self._sizes = SETS[name]
 
@@ -84,13 +84,7 @@ class FineGrained(PhotographModule):
         test_names, test_labels = self._files("test", ("test",))
         # Flowers-102 had no names in torchvision's earlier versions.
         self.class_names = tuple(map(str, getattr(self._open("test"), "classes", range(self.num_classes))))
-        train, val = np.arange(len(labels)), np.arange(0)
-        if self.held_out:
-            if not self.num_classes <= self.held_out <= len(labels) - self.num_classes:
-                raise InputError(f"data.held_out={self.held_out} of {len(labels)} images leaves too few on one side")
-            from sklearn.model_selection import train_test_split
-
-            train, val = train_test_split(train, test_size=self.held_out, stratify=labels, random_state=0)
+        train, val = hold_out(labels, self.held_out, self.num_classes)
         self.train_set = self._photographs(names[train], labels[train], *self._training, self.skip_corrupt)
         self.test_set = self._photographs(test_names, test_labels, *self._evaluation)
         held_out = self._photographs(names[val], labels[val], *self._evaluation)

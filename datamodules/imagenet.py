@@ -1,7 +1,6 @@
 """ImageNet."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ from rich.console import Console
 from rich.progress import track
 from timm.data import ImageNetInfo
 
+from datamodules.base import data_root
 from datamodules.photo_module import Backend, Interpolation, PhotographModule
 from datamodules.photographs import Decode, Photographs, Transform
 from networks import InputError
@@ -69,7 +69,7 @@ class ImageNet(PhotographModule):
         super().__init__(
             batch_size, image_size, crop_fraction, interpolation, augmentation, backend, skip_corrupt, num_workers
         )
-        self.folder = Path(root or os.environ.get("FRUGAL_DATA", "data")).expanduser() / "imagenet"
+        self.folder = data_root(root) / "imagenet"
         self.check_integrity = check_integrity
         info = ImageNetInfo()
         self.labels = {synset: label for label, synset in enumerate(info.label_names())}

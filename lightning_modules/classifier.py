@@ -1,7 +1,7 @@
 """How a classifier is trained: loss, loss terms, metrics, optimiser and schedule. Every method inherits it."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,11 +9,11 @@ from pytorch_lightning.cli import OptimizerCallable
 from timm.data import Mixup
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 import networks
+from lightning_modules.schedules import check_epochs, check_schedule, warmup_then
 from lightning_modules.task import Network, Schedule, Task
 from networks import InputError
 
@@ -71,12 +71,9 @@ class Classifier(Task):
         self.save_hyperparameters(ignore=[name for name, value in objects.items() if not isinstance(value, str)])
         if warmup_epochs < 0 or not 0 <= label_smoothing <= 1:
             raise InputError(f"{warmup_epochs=} must not be negative, {label_smoothing=} must lie in 0 to 1")
-        if warmup_epochs and not isinstance(schedule, str):
-            raise InputError(f"{warmup_epochs=} belong to the schedules by name: give them to the schedule itself")
         if not 0 <= mixup_alpha < math.inf:
             raise InputError(f"{mixup_alpha=} must not be negative")
-        if bool(drop_epochs) != (schedule == "steps"):
-            raise InputError(f"{drop_epochs=} go with schedule='steps', and it with them; got {schedule=}")
+        check_schedule(schedule, drop_epochs, warmup_epochs=warmup_epochs)
         if isinstance(network, str):
             network = networks.create(network, self.input_size, num_classes, network_args)
         outputs = networks.complexity.output_size(network, self.input_size)
@@ -185,42 +182,6 @@ class Classifier(Task):
         return {"scheduler": scheduler, "interval": "epoch"}
 
 
-def check_epochs(schedule: Schedule, epochs: int, warmup_epochs: int) -> None:
-    """Refuse a number of epochs that leaves nothing behind the warm-up (InputError)."""
-    if schedule == "cosine" and epochs <= warmup_epochs:
-        raise InputError(f"the cosine schedule ends with trainer.max_epochs: give more than {warmup_epochs=}")
-
-
 def labels_of(targets: Tensor) -> Tensor:
     """Labels (N,); of a mixture's probabilities (N, num_classes) the likeliest."""
     return targets.argmax(-1) if targets.ndim == 2 else targets
-
-
-def warmup_then(
-    schedule: Schedule, optimizer: Optimizer, epochs: int, warmup_epochs: int, drop_epochs: Sequence[int] = ()
-) -> LRScheduler:
-    """Linear warm-up, then cosine, steps or constant, stepped every epoch e = 0, 1, ...
-
-    lr(e) = lr0 * (e + 1) / w for e < w; then lr0, for "cosine" lr0 * (1 + cos(pi * (e - w) / (E - w))) / 2, for "steps"
-    lr0 * 0.1^(number of drops at or before e).
-    In closed form, so that a resumed run has the same rates; timm's linear warm-up has another slope, (L - init) / w.
-
-    Args:
-        epochs: E, the whole run's.
-        warmup_epochs: w, less than E.
-        drop_epochs: of "steps".
-
-    Raises:
-        InputError: E is not known, or leaves nothing behind the warm-up.
-    """
-    w = warmup_epochs
-    check_epochs(schedule, epochs, w)
-
-    def factor(epoch: int) -> float:
-        if epoch < w:
-            return (epoch + 1) / w
-        if schedule == "steps":
-            return 0.1 ** sum(epoch >= drop for drop in drop_epochs)
-        return (1 + math.cos(math.pi * (epoch - w) / (epochs - w))) / 2 if schedule == "cosine" else 1.0
-
-    return LambdaLR(optimizer, factor)

@@ -16,6 +16,7 @@ import networks
 from callbacks.detection_results import as_results
 from lightning_modules import initial
 from lightning_modules.average_precision import AveragePrecision
+from lightning_modules.schedules import check_schedule
 from lightning_modules.task import Network, Schedule, Task
 from networks import InputError
 
@@ -77,10 +78,7 @@ class Detector(Task):
         self.save_hyperparameters(ignore=[name for name, value in objects.items() if not isinstance(value, str)])
         if warmup_steps < 0 or not 0 < warmup_factor <= 1:
             raise InputError(f"{warmup_steps=} must not be negative, {warmup_factor=} must lie in (0, 1]")
-        if warmup_steps and not isinstance(schedule, str):
-            raise InputError(f"{warmup_steps=} belong to the schedules by name: give them to the schedule itself")
-        if bool(drop_epochs) != (schedule == "steps"):
-            raise InputError(f"{drop_epochs=} go with schedule='steps', and it with them; got {schedule=}")
+        check_schedule(schedule, drop_epochs, warmup_steps=warmup_steps)
         if isinstance(network, str):
             if network not in KNOWN and "." not in network:
                 backbone = f": give it as --model.network_args.backbone {network}" if timm.is_model(network) else ""

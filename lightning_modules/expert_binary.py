@@ -1,5 +1,6 @@
 """Expert binary networks (Bulat, Martinez & Tzimiropoulos, ICLR 2021)."""
 
+import inspect
 import math
 from typing import Any
 
@@ -18,8 +19,6 @@ from lightning_modules.task import Network
 from networks import InputError, bits
 from networks.expert_binary import expert_layers
 from networks.expert_binary.layers import ExpertBinaryConv2d, FpActivation, GateGrad, Routing, Step
-
-DEFAULTS = dict(num_experts=4, temperature=1.0, gate_grad="softmax", routing="winner", rescale=False)
 
 
 class ExpertBinary(Classifier):
@@ -82,7 +81,8 @@ class ExpertBinary(Classifier):
             raise InputError(f"network_args has {', '.join(twice)}: give model.{twice[0]} instead")
         args = {**(network_args or {}), **options} if built_in else network_args
         super().__init__(network, num_classes, input_size, args, optimizer, **kwargs)
-        asked = sorted(name for name, value in options.items() if value != DEFAULTS[name])
+        defaults = inspect.signature(ExpertBinary).parameters
+        asked = sorted(name for name, value in options.items() if value != defaults[name].default)
         if self.layers and not built_in and asked:
             raise InputError(f"the network has its expert binary convolutions already: give {', '.join(asked)} to it")
         if not self.layers:

@@ -1,9 +1,9 @@
 """What all our LightningModules share: initial weights, optimiser groups, means of losses, checkpoints that fit."""
 
-from typing import Any, Literal
+from typing import Any
 
 from pytorch_lightning import Callback, LightningModule
-from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from pytorch_lightning.cli import OptimizerCallable
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -13,12 +13,11 @@ from torchmetrics import MeanMetric
 from callbacks.layer_monitor import LayerMonitor
 from callbacks.sampling_map import SamplingMap
 from lightning_modules import initial
+from lightning_modules.schedules import NamedSchedule, Schedule, set_rates
 from networks import InputError
 from networks.errors import check_choice, mismatch
 from networks.registry import without_weights
 
-NamedSchedule = Literal["cosine", "steps", "constant"]
-Schedule = NamedSchedule | LRSchedulerCallable
 Network = Any  # str | nn.Module; spelled out, --help would list every module of torch
 
 
@@ -171,10 +170,3 @@ class Task(LightningModule):
                 f"the checkpoint is of another network than this {network}: {wrong}; give the config that it was "
                 "trained with"
             )
-
-
-def set_rates(scheduler: LambdaLR) -> None:
-    """Set the optimiser's rates to the schedule's for its epoch."""
-    groups = scheduler.optimizer.param_groups
-    for group, rate, factor in zip(groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
-        group["lr"] = rate * factor(scheduler.last_epoch)

@@ -93,7 +93,9 @@ def test_a_base_is_included_and_runs_nothing_by_itself(base):
     included = [path for path, relative in below if f"config: {relative}\n" in path.read_text()]
     assert included
     assert not base.read_text().startswith("# frugal fit")
-    assert "network" not in yaml.safe_load(base.read_text())["model"]["init_args"]
+    content = yaml.safe_load(base.read_text())
+    assert "model.init_args.network" not in content
+    assert "network" not in content.get("model", {"init_args": {}})["init_args"]
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=name)

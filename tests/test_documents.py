@@ -20,7 +20,6 @@ from studies.search_options import SearchCLI
 ROOT = Path(__file__).parent.parent
 OWN_NETWORK, OWN_METHOD = ROOT / "docs/your_own_network.md", ROOT / "docs/your_own_method.md"
 PAGES = [ROOT / "README.md", *sorted(set((ROOT / "docs").glob("*.md")) - {OWN_METHOD})]
-# Of each step two batches, instead of minutes.
 # In one process, for imports take the longest: the page's commands, then what finds a method by its name.
 METHOD_USER = """\
 import shlex, sys
@@ -38,7 +37,10 @@ module.load_state_dict(last.tensors)
 print("rebuilt")
 """
 NAMED = r"# (\S+\.(?:py|yaml))\n"
-SHORT = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--model.warmup_epochs", "0"]
+ONE_EPOCH = ["--trainer.max_epochs", "1"]  # of each training but the demo's
+# Of each step two batches, instead of minutes.
+SHORT = [*ONE_EPOCH, "--trainer.limit_train_batches", "2", "--model.warmup_epochs", "0"]
+DEMO = "configs/biprop/digits/conv2_mpt1_32.yaml"
 
 
 def blocks(page, language):
@@ -100,9 +102,13 @@ def test_commands(clone, page):
                 frugal.main([*arguments, "--runs", "1"])
             elif arguments[0] == "steps":
                 frugal.main([*arguments, *SHORT])
+            elif arguments[0] == "seeds":  # of which the demo's is trained
+                frugal.main([re.sub(r"^0(,\d+)+$", "0", argument) for argument in arguments])
+            elif takes_data and "max_epochs" not in line and not (page.name == "README.md" and DEMO in line):
+                frugal.main([*arguments, *ONE_EPOCH])
             else:
                 frugal.main(arguments)
-    if page.name in ("README.md", "biprop.md"):
+    if page.name == "README.md":
         with open("runs/biprop/digits/conv2_mpt1_32/seed0/test/metrics.csv", newline="") as file:
             assert float(next(csv.DictReader(file))["test/top1"]) >= 0.93
 

@@ -20,7 +20,7 @@ RECIPES = {
     path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.rglob("*.yaml") if path.stem != "base"
 }
 
-WS = {"learn_offsets": False}
+WS = {"positions": "none"}
 # network, its arguments, parameters, multiply-adds, routing floats
 SPEC = {
     "esc50/dense": ("soundnet8_esc50", {}, 14_425_615, 583_624_098, 0),

@@ -5,12 +5,12 @@ MPT-1/1 ("sign"). Layers have the names of the release, so that its checkpoints 
 """
 
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import Literal
 
 from torch import Tensor, nn
 
 from networks.binarize import Sign
-from networks.errors import InputError
+from networks.errors import InputError, check_choice
 from networks.registry import register
 
 Activation = Literal["relu", "sign"]
@@ -19,8 +19,7 @@ Variant = Literal["lit", "full", "bn"]
 
 def activation_layer(activation: Activation, at_zero: int = 0) -> nn.Module:
     """ReLU for MPT-1/32, sign for MPT-1/1."""
-    if activation not in get_args(Activation):
-        raise InputError(f"activation is 'relu' (MPT-1/32) or 'sign' (MPT-1/1); got {activation!r}")
+    check_choice("activation", activation, Activation)
     return nn.ReLU() if activation == "relu" else Sign(at_zero)
 
 
@@ -126,8 +125,7 @@ class VGGSmall(_Chain):
         in_chans: int = 3,
         img_size: int | tuple[int, int] = 32,
     ) -> None:
-        if variant not in get_args(Variant):
-            raise InputError(f"variant is 'lit', 'full' (with ReLU) or 'bn' (with sign); got {variant!r}")
+        check_choice("variant", variant, Variant)
         channels = _channels([128, 256, 512], width)
         flat = channels[-1] * _pixels(img_size, 3, "vgg_small")
         few = variant == "lit" and activation == "relu"  # activations

@@ -11,8 +11,10 @@ from timm.models.resnet import ResNet as TimmResNet
 from torch import Tensor, nn
 
 from networks.biprop.models import Activation, activation_layer
-from networks.errors import InputError
+from networks.errors import InputError, check_choice
 from networks.registry import register
+
+Stem = Literal["cifar", "imagenet"]
 
 IMAGENET_CHANNELS = (64, 128, 256, 512)
 
@@ -59,15 +61,14 @@ class ResNet(TimmResNet):
         block: type[nn.Module] = BasicBlock,
         channels: tuple[int, ...] = IMAGENET_CHANNELS,
         base_width: int = 64,
-        stem: Literal["cifar", "imagenet"] = "imagenet",
+        stem: Stem = "imagenet",
         activation: Activation = "relu",
         version: Literal[1, 2] = 1,
         at_zero: int = 0,
         num_classes: int = 1000,
         in_chans: int = 3,
     ) -> None:
-        if stem not in ("cifar", "imagenet"):
-            raise InputError(f"stem is 'cifar' or 'imagenet'; got {stem!r}")
+        check_choice("stem", stem, Stem)
         if version not in (1, 2) or (version == 2 and block is not BasicBlock):
             raise InputError(f"version is 1, or 2 in a network of basic blocks; got {version}")
         activation_layer(activation, at_zero)  # refuses what it does not know

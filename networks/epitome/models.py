@@ -65,7 +65,7 @@ def epitome_mobilenetv2_cifar(
 
 def mobilenetv2_cifar(num_classes: int = 10, in_chans: int = 3, drop_rate: float = 0.0) -> nn.Module:
     """Dense MobileNetV2 1.0 for images of 32x32: stem and second stage have stride 1."""
-    network: Any = timm.create_model("mobilenetv2_100", num_classes=num_classes, in_chans=in_chans, drop_rate=drop_rate)
+    network = _mobilenetv2(num_classes, in_chans, drop_rate)
     for conv in (network.conv_stem, network.blocks[1][0].conv_dw):
         conv.stride = (1, 1)
     return network
@@ -94,7 +94,7 @@ def mobilenetv2_narrow(
     """
     if not 0 < multiplier <= 1:
         raise InputError(f"{multiplier=} must be more than 0 and at most 1")
-    network: Any = timm.create_model("mobilenetv2_100", num_classes=num_classes, in_chans=in_chans, drop_rate=drop_rate)
+    network = _mobilenetv2(num_classes, in_chans, drop_rate)
     for block in [block for stage in network.blocks[1:] for block in stage]:
         hidden = round(multiplier * block.conv_pw.out_channels)
         block.conv_pw = _conv(block.conv_pw, block.conv_pw.in_channels, hidden)

@@ -5,6 +5,7 @@ import math
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from networks.epitome.base import Positions
 from networks.epitome.surgery import WindowRule, apply
 from networks.errors import InputError
 from networks.registry import register
@@ -132,7 +133,7 @@ def wsnet_esc50(
     strides: tuple[int, ...] = PRESETS["ws25"][0],
     repeats: tuple[int, ...] = PRESETS["ws25"][1],
     shrink: float = 1.0,
-    learn_offsets: bool = True,
+    positions: Positions = "param",
     quantize_bits: int | None = None,
     num_classes: int = 50,
     in_chans: int = 1,
@@ -146,7 +147,7 @@ def wsnet_esc50(
         strides: S of the eight convolutions.
         repeats: C of the eight convolutions.
         shrink: rho, by which condensed filters are shorter still (NES Table 5; our rule).
-        learn_offsets: learn where filters begin; else they stay where WSNet has them.
+        positions: "param" learns where filters begin, "none" leaves them where WSNet has them; see EpitomeConv1d.
         quantize_bits: compute with condensed filters on 2^bits levels: 8 for WSNet's quantised rows.
         num_classes, in_chans: as in SoundNet8ESC50.
 
@@ -155,7 +156,7 @@ def wsnet_esc50(
     """
     network = SoundNet8ESC50(num_classes, in_chans)
     rule = WindowRule(r"conv\d\.conv$", tuple(strides), tuple(repeats), shrink)
-    apply(network, [rule], positions="param" if learn_offsets else "none", quantize_bits=quantize_bits)
+    apply(network, [rule], positions=positions, quantize_bits=quantize_bits)
     return network
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from runs import same
 
 import frugal
 
@@ -38,14 +39,6 @@ def result(path=LAST):
     curves = [{name: value for name, value in row.items() if name != "hours"} for row in history]
     names = ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step", "processes", "Digits")
     return {**{name: checkpoint[name] for name in names}, "curves": curves}
-
-
-def same(a, b):
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
 @pytest.fixture(scope="module")

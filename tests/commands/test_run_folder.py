@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from commands.run_folder import run_folder, set_aside, typed_configs
+from commands.run_folder import run_folder, set_another_aside, set_aside, typed_configs
 
 
 def test_folder_follows_the_first_config_and_the_seed(tmp_path, monkeypatch):
@@ -84,3 +84,18 @@ def test_typed_configs_are_those_of_the_command_line():
     ]
     assert typed_configs(arguments) == ["a.yaml", "b.yaml", "c.yaml", "d.yaml"]
     assert typed_configs(["fit", "--checkpoint.monitor", "val/loss"]) == []
+
+
+def test_a_result_of_other_settings_is_kept_aside(tmp_path, capsys):
+    path, result = tmp_path / "small.json", {"overrides": [], "seeds": (0, 1), "accuracy": 0.9}
+    set_another_aside(path, result, ("overrides", "seeds"))
+    assert not any(tmp_path.iterdir())
+    path.write_text(json.dumps({**result, "accuracy": 0.8}))
+    set_another_aside(path, result, ("overrides", "seeds"))
+    assert not capsys.readouterr().out
+    set_another_aside(path, {**result, "seeds": (0,)}, ("overrides", "seeds"))
+    assert capsys.readouterr().out == f"kept the result of other settings: {path}.1\n"
+    assert json.loads((tmp_path / "small.json.1").read_text())["accuracy"] == 0.8
+    path.write_text('{"seeds": ')  # cut off
+    set_another_aside(path, result, ("overrides", "seeds"))
+    assert (tmp_path / "small.json.2").read_text() == '{"seeds": '

@@ -89,12 +89,29 @@ def test_a_run_whose_length_was_changed_is_not_quoted(here, capsys):
     assert "was trained with different trainer.max_epochs, [1, 2]" in capsys.readouterr().err
 
 
-def test_names_with_dots_stay_apart(here):
+def test_names_with_dots_stay_apart(tmp_path, monkeypatch):
+    monkeypatch.setattr(seeds, "train_and_test", lambda *arguments: None)
+    monkeypatch.setattr(seeds, "summary", lambda configs, *rest: {**seeds.described(configs, []), "seeds": [0]})
     for fraction in ("0.25", "0.5"):
-        path = Path(f"configs/method/keep{fraction}.yaml")
-        path.write_text(CONFIG + f"model.init_args.keep_fraction: {fraction}\n")
-        frugal.main(["seeds", "-c", str(path), "--seeds", "0", "--trainer.max_epochs", "1"])
-    assert {path.name for path in Path("results/method").iterdir()} == {"keep0.25.json", "keep0.5.json"}
+        seeds.run_all([f"configs/method/keep{fraction}.yaml"], [], [0], tmp_path)
+    assert {path.name for path in (tmp_path / "method").iterdir()} == {"keep0.25.json", "keep0.5.json"}
+
+
+def test_a_result_of_other_seeds_or_options_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(seeds, "train_and_test", lambda *arguments: None)
+    monkeypatch.setattr(
+        seeds,
+        "summary",
+        lambda configs, overrides, runs: {**seeds.described(configs, overrides), "seeds": list(runs)},
+    )
+    for overrides, numbers in (([], [0, 1]), ([], [0, 1]), ([], [0]), (["--model.keep_fraction", "0.2"], [0])):
+        seeds.run_all(["configs/method/small.yaml"], overrides, numbers, tmp_path)
+    kept = [json.loads((tmp_path / f"method/small.json{n}").read_text()) for n in (".1", ".2", "")]
+    assert [(each["overrides"], each["seeds"]) for each in kept] == [
+        ([], [0, 1]),
+        ([], [0]),
+        (["--model.keep_fraction", "0.2"], [0]),
+    ]
 
 
 def test_refusals_and_interruptions(here, capsys, monkeypatch):

@@ -127,23 +127,6 @@ def test_help_needs_none(capsys):
         assert f"usage: frugal {command} -c CONFIG" in capsys.readouterr().out
 
 
-def test_a_result_of_other_settings_is_kept(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "configs").mkdir()
-    (tmp_path / "configs/small.yaml").write_text("study: {networks: 1, d_out_range: [10, 10]}\n")
-    results = tmp_path / "results"
-    for _ in range(2):
-        frugal.main(["rank", "-c", "configs/small.yaml"])
-    before = (results / "small.json").read_bytes()
-    assert [path.name for path in results.iterdir()] == ["small.json"]
-    frugal.main(["rank", "-c", "configs/small.yaml", "--study.seed", "1"])
-    assert (results / "small.json.1").read_bytes() == before
-    assert "kept the result of other settings: results/small.json.1" in capsys.readouterr().out
-    (results / "small.json").write_text('{"study": ')  # cut off
-    frugal.main(["rank", "-c", "configs/small.yaml"])
-    assert (results / "small.json.2").read_text() == '{"study": '
-
-
 def test_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").mkdir()
@@ -155,6 +138,9 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert {name: len(values) for name, values in result["curves"]["ib_dw"].items()} == dict.fromkeys(ACTIVATIONS, 10)
     assert (tmp_path / "runs/small/rank.png").stat().st_size > 10_000
     assert "bottleneck, depthwise 3x3" in capsys.readouterr().out
+    before = (tmp_path / "results/small.json").read_bytes()
+    frugal.main(["rank", "-c", "configs/small.yaml"])
+    assert (tmp_path / "results/small.json.1").read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -205,7 +205,7 @@ def test_wsnet_presets(preset, weights, trained, wrapped, product_maps):
     # with product maps: T * L* * M*, T without padding
     samples = [110_250, 27_563, 6891, 1723, 431, 108, 27, 7]
     assert sum(t * layer.epitome.numel() for t, layer in zip(samples, layers.values(), strict=True)) == product_maps
-    fixed = count(build(f"wsnet_esc50_{preset}", learn_offsets=False), CLIP)
+    fixed = count(build(f"wsnet_esc50_{preset}", positions="none"), CLIP)
     assert (fixed.params, fixed.routing_floats) == (report.params, 0)
 
 
