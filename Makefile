@@ -36,5 +36,5 @@ $(VENV)/.installed: pyproject.toml
 $(FLOOR)/.installed: pyproject.toml
 	$(PYTHON) -m venv --clear $(FLOOR)
 	$(FLOOR)/bin/pip install uv
-	$(FLOOR)/bin/uv pip install --python $(FLOOR) --resolution lowest-direct --editable '.[dev]'
+	$(FLOOR)/bin/uv pip install --python $(FLOOR) --resolution lowest-direct --compile-bytecode --editable '.[dev]'
 	touch $@
