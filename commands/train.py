@@ -25,9 +25,11 @@ from callbacks import (
     ExactResume,
     FiniteLoss,
     LastCheckpoint,
+    LearningRates,
     PredictionWriter,
     ProgressBar,
     TrainingCurves,
+    WandbSummary,
 )
 from callbacks.record import RunRecord
 from commands import references, resume, run_folder
@@ -117,7 +119,15 @@ class FrugalCLI(LightningCLI):
             seed_everything_default=0,
             trainer_defaults={
                 "enable_model_summary": False,  # it counts scores as parameters; ComplexityMonitor counts the ticket
-                "callbacks": [ComplexityMonitor(), TrainingCurves(), PredictionWriter(), ExactResume(), FiniteLoss()],
+                "callbacks": [
+                    ComplexityMonitor(),
+                    LearningRates(),
+                    TrainingCurves(),
+                    WandbSummary(),
+                    PredictionWriter(),
+                    ExactResume(),
+                    FiniteLoss(),
+                ],
             },
             parser_class=Parser,
             parser_kwargs={
@@ -247,7 +257,16 @@ class FrugalCLI(LightningCLI):
             if logger.class_path.endswith("WandbLogger"):
                 wandb_id = logger.init_args.id or kept or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
                 logger.init_args.id = wandb_id
+                if not kept:  # else the run has its own
+                    self._name_in_wandb(logger.init_args)
         self.save_config_kwargs = {"resolved": self.resolved, "wandb_id": wandb_id}
+
+    def _name_in_wandb(self, logger: Namespace) -> None:
+        names = {"job_type": self.subcommand, **run_folder.wandb_names(run_folder.typed_configs(self.arguments))}
+        for name, value in names.items():
+            typed = f"WANDB_{'RUN_GROUP' if name == 'group' else name.upper()}" in os.environ
+            if logger.get(name) is None and not typed:
+                logger[name] = value
 
     def _choose_callbacks(self, config: Namespace) -> None:
         """Add what depends on the config: where last.ckpt goes, and whether there is a progress bar already."""
