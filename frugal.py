@@ -17,6 +17,7 @@ COMMANDS = {
     "rank": ("measure ranks of the features of random layers", "studies.rank"),
     "export": ("write a ticket to a file: frugal export CHECKPOINT --ticket FILE", "commands.export"),
     "latency": ("time networks: one image on the CPU, a batch on a GPU", "commands.latency"),
+    "dashboard": ("make a workspace and a report of a W&B project", "commands.dashboard"),
     "count": ("show what a network costs: parameters, FLOPs, BOPs, stored bits", "commands.count"),
 }
 

@@ -19,10 +19,11 @@ def cost_of(module: LightningModule) -> Report | None:
 
 
 class ComplexityMonitor(Callback):
-    """Counts the network when training starts: scalars cost/<name>, cost.csv in the run folder.
+    """Counts the network when training starts: scalars cost/<name>, and cost.csv in the run folder.
 
-    In W&B the scalars belong to the run's summary, not to a step, and cost/layers is the table of layers. The figures are those of `networks.complexity.count`; what is unknown is left out of the scalars. They are written
-    again at the end if training has changed them, as a selection over the whole network does.
+    In W&B the scalars belong to the run's summary, not to a step, and cost/layers is the table of layers. The figures
+    are those of `networks.complexity.count`; what is unknown is left out of the scalars. They are written again at the
+    end if training has changed them, as a selection over the whole network does.
     """
 
     def __init__(self) -> None:

@@ -14,7 +14,7 @@ def log_folder(trainer: Trainer) -> Path:
 
 
 def log_picture(trainer: Trainer, name: str, path: Path) -> None:
-    """Log a PNG file as pictures/<name> where the logger takes pictures, as W&B's does; call it on the first process."""
+    """Log a PNG file as pictures/<name> where a logger takes pictures, as W&B's does; call it on the first process."""
     for logger in trainer.loggers:
         if hasattr(logger, "log_image"):
             logger.log_image(f"pictures/{name}", [str(path)])

@@ -68,7 +68,6 @@ class LayerMonitor(Callback):
             log_picture(trainer, "layers", path)
         return path
 
-
     def _log_table(self, trainer: Trainer) -> None:
         last = self.history[-1]
         layers = dict.fromkeys(layer for values in last.values() for layer in values)

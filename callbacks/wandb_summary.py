@@ -13,9 +13,9 @@ EPOCH, STEP = "epoch", "trainer/global_step"  # as Lightning logs them
 class WandbSummary(Callback):
     """In W&B's runs, curves go by epoch, and the summary has val/best_<score> and val/best_epoch.
 
-    Names that end in _step go by the optimiser's step. The score is the module's (top1, of detectors box_ap), its epochs
-    count from 0 as on the curves; of equal ones the first counts. They are saved with the checkpoint, so that a resumed
-    run knows them. What is logged after training, as by `test`, leaves the summary's epoch as it was.
+    Names that end in _step go by the optimiser's step. The score is the module's: top1, of detectors box_ap. Epochs
+    count from 0, as on the curves; of equally good ones the first counts. Both are saved with the checkpoint, so that a
+    resumed run knows them. What is logged after training, as by `test`, leaves the summary's epoch as it was.
     """
 
     def __init__(self) -> None:

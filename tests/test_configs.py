@@ -286,9 +286,7 @@ def test_sweep_of_widths(grid):
 
 
 def test_sweep_of_keep_fractions_on_digits(grid):
-    found = [
-        (form, model.keep_fraction) for model, form, _ in tickets(grid("biprop/digits/sweeps/keep_fraction.yaml"))
-    ]
+    found = [(form, model.keep_fraction) for model, form, _ in tickets(grid("biprop/digits/sweeps/keep_fraction.yaml"))]
     assert sorted(found) == sorted(itertools.product(("mpt1_32", "mpt1_1"), (0.8, 0.5, 0.2, 0.1)))
 
 
@@ -315,9 +313,9 @@ def test_sweep_of_multipliers(grid):
         network = networks.create("conv2", (1, 8, 8), 10)
         dense = sum(layer.weight.numel() for layer in (network.convs[2], network.linear[0], network.linear[2]))
         networks.epitome.apply(network, config.model.init_args.rules)
-        stored[config.model.init_args.rules] = sum(
-            layer.epitome.numel() for layer in epitome_layers(network).values()
-        ) / dense
+        stored[config.model.init_args.rules] = (
+            sum(layer.epitome.numel() for layer in epitome_layers(network).values()) / dense
+        )
     assert stored == pytest.approx({m: m for m in (0.5, 0.25, 0.125, 0.0625)})
 
 
