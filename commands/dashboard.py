@@ -54,15 +54,17 @@ def send(layout: ModuleType, project: str, entity: str) -> None:
     import wandb
 
     with nobody_to_ask():
-        entity = entity or wandb.Api(timeout=SECONDS).default_entity
+        entity = entity or wandb.Api(timeout=SECONDS).default_entity or ""
         layout.workspace(project, entity).save()
         layout.report(project, entity).save()
 
 
 def write(layout: ModuleType, project: str, entity: str, path: Path) -> None:
     """Write both to a JSON file, as the server would get them."""
-    parts = {"workspace": layout.workspace(project, entity), "report": layout.report(project, entity)}
-    content = {name: part._to_model().model_dump(mode="json", by_alias=True, exclude_none=True) for name, part in parts.items()}
+    content = {
+        name: make(project, entity)._to_model().model_dump(mode="json", by_alias=True, exclude_none=True)
+        for name, make in (("workspace", layout.workspace), ("report", layout.report))
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1) + "\n")
 

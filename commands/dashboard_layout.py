@@ -38,8 +38,8 @@ def groups() -> Iterator[Group]:
     """The sections, with panels of their own each time: W&B's have identities."""
     yield Group(
         "cost",
-        "Accuracy against what a network costs as deployed: binary multiply-adds (BOPs), real ones (FLOPs), stored bits. "
-        "The best epoch by the validation data chooses itself; the test data score the last epoch.",
+        "Accuracy against what a network costs as deployed: binary multiply-adds (BOPs), real ones (FLOPs), bits; "
+        "val/best_top1 is the best of many epochs, and so a little too good, test/top1 is of the last one.",
         [
             *(
                 wr.ScatterPlot(
@@ -56,8 +56,8 @@ def groups() -> Iterator[Group]:
     )
     yield Group(
         "val",
-        "What was measured on the validation data after each epoch; also the mean over the seeds of each config, with its "
-        "standard error.",
+        "What was measured on the validation data after each epoch; also the mean over the seeds of each config, with "
+        "its standard error.",
         [
             curve("val/top1"),
             wr.LinePlot(
@@ -90,7 +90,7 @@ def groups() -> Iterator[Group]:
     )
     yield Group(
         "layers",
-        "Layer by layer: what tickets keep, how experts are used, where epitomes are read. The table has the last epoch.",
+        "Layer by layer: what tickets keep, how experts are used, where epitomes are read; as a table, the last epoch.",
         [
             *(
                 wr.LinePlot(title=title, x="epoch", metric_regex=f"layers/{measure}/.*")
@@ -109,9 +109,7 @@ def groups() -> Iterator[Group]:
         "Curves, maps of layers by epochs, offsets and features, as drawn into the run folder.",
         [wr.MediaBrowser(media_keys=[f"pictures/{name}" for name in PICTURES], layout=wr.Layout(w=24, h=12))],
     )
-    yield Group(
-        "runs", "What differs between runs.", [wr.RunComparer(diff_only=True, layout=wr.Layout(w=24, h=12))]
-    )
+    yield Group("runs", "What differs between runs.", [wr.RunComparer(diff_only=True, layout=wr.Layout(w=24, h=12))])
 
 
 def curve(name: str) -> Any:

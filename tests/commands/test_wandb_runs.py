@@ -63,10 +63,10 @@ class Offline:
         for record in self._records(path.read_bytes()):
             kind = record.WhichOneof("record_type")
             part = getattr(record, kind)
+            if kind in ("run", "environment") and part.HasField("git"):  # where it is depends on W&B's version
+                self.commit = part.git.commit
             if kind == "run":
                 self.run = part
-            elif kind == "environment" and part.HasField("git"):
-                self.commit = part.git.commit
             elif kind == "metric":
                 self.rules.append(part)
             elif kind == "config":
