@@ -18,6 +18,7 @@ COMMANDS = {
     "export": ("write a ticket to a file: frugal export CHECKPOINT --ticket FILE", "commands.export"),
     "latency": ("time networks: one image on the CPU, a batch on a GPU", "commands.latency"),
     "tables": ("print the tables of the papers, with our figures beside theirs", "commands.tables"),
+    "dashboard": ("make a workspace and a report of a W&B project", "commands.dashboard"),
     "count": ("show what a network costs: parameters, FLOPs, BOPs, stored bits", "commands.count"),
 }
 

@@ -11,12 +11,14 @@ from callbacks.feature_map import FeatureMap
 from callbacks.finite_loss import FiniteLoss
 from callbacks.last_checkpoint import LastCheckpoint
 from callbacks.layer_monitor import LayerMonitor
+from callbacks.learning_rates import LearningRates
 from callbacks.nuclear_norm import NuclearNorm
 from callbacks.predictions import PredictionWriter
 from callbacks.progress import ProgressBar
 from callbacks.sampling_map import SamplingMap
 from callbacks.sync_batchnorm import SyncBatchNorm
 from callbacks.temperature import TemperatureAnnealing
+from callbacks.wandb_summary import WandbSummary
 
 __all__ = [
     "AtomicCheckpointIO",
@@ -29,6 +31,7 @@ __all__ = [
     "FiniteLoss",
     "LastCheckpoint",
     "LayerMonitor",
+    "LearningRates",
     "NuclearNorm",
     "PredictionWriter",
     "ProgressBar",
@@ -36,4 +39,5 @@ __all__ = [
     "SyncBatchNorm",
     "TemperatureAnnealing",
     "TrainingCurves",
+    "WandbSummary",
 ]

@@ -4,6 +4,7 @@ import csv
 from dataclasses import fields
 
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_warn
 
 from callbacks.folder import log_folder
@@ -18,10 +19,11 @@ def cost_of(module: LightningModule) -> Report | None:
 
 
 class ComplexityMonitor(Callback):
-    """Counts the network when training starts: scalars cost/<name>, cost.csv in the run folder, a W&B table.
+    """Counts the network when training starts: scalars cost/<name>, and cost.csv in the run folder.
 
-    The figures are those of `networks.complexity.count`; what is unknown is left out of the scalars. They are written
-    again at the end if training has changed them, as a selection over the whole network does.
+    In W&B the scalars belong to the run's summary, not to a step, and cost/layers is the table of layers. The figures
+    are those of `networks.complexity.count`; what is unknown is left out of the scalars. They are written again at the
+    end if training has changed them, as a selection over the whole network does.
     """
 
     def __init__(self) -> None:
@@ -51,6 +53,8 @@ class ComplexityMonitor(Callback):
             csv.writer(file).writerows([columns, *rows])
         scalars = {f"cost/{name}": getattr(report, name) for name in costs if getattr(report, name) is not None}
         for logger in trainer.loggers:
-            logger.log_metrics(scalars, step=trainer.global_step)
-            if hasattr(logger, "log_table"):  # W&B's
+            if isinstance(logger, WandbLogger):
+                logger.experiment.summary.update(scalars)
                 logger.log_table("cost/layers", columns=columns, data=rows)
+            else:
+                logger.log_metrics(scalars, step=trainer.global_step)

@@ -8,7 +8,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_info
 
 from callbacks.complexity import cost_of
-from callbacks.folder import log_folder
+from callbacks.folder import log_folder, log_picture
 from networks.complexity import Report
 
 TITLES = {"top1": "top-1 accuracy", "box_ap": "average precision of boxes"}
@@ -59,9 +59,7 @@ class TrainingCurves(Callback):
         if not trainer.is_global_zero or trainer.fast_dev_run or not self.history:  # type: ignore[attr-defined]
             return
         draw(self.history, cost_of(pl_module), str(path), score_of(pl_module))
-        for logger in trainer.loggers:
-            if hasattr(logger, "log_image"):  # W&B's
-                logger.log_image("curves", [str(path)])
+        log_picture(trainer, "curves", path)
         rank_zero_info(f"training curves and stored parameters per layer: {path}")
 
 

@@ -8,7 +8,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torchvision.utils import draw_segmentation_masks
 
-from callbacks.folder import log_folder
+from callbacks.folder import log_folder, log_picture
 from networks import InputError
 
 Objects = dict[str, Tensor]
@@ -77,9 +77,7 @@ class DetectionPictures(Callback):
             right.set_title(f"true: {len(target['labels'])}")
         figure.suptitle(name)
         figure.savefig(path, dpi=90)
-        for logger in trainer.loggers:
-            if hasattr(logger, "log_image"):  # W&B's
-                logger.log_image("detections", [str(path)])
+        log_picture(trainer, "detections", path)
 
 
 def draw(axes: Any, image: Tensor, objects: Objects, names: Sequence[str] | None) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from callbacks.features import classifiers, is_gate
-from callbacks.folder import log_folder
+from callbacks.folder import log_folder, log_picture
 from networks import InputError
 
 FEWEST = 10  # samples to draw
@@ -111,9 +111,7 @@ class FeatureMap(Callback):
             shares = [f"{i} ({share:.0%})" for i, share in enumerate(chosen.float().mean(0).tolist())]
             panels[f"expert chosen by {gate}"] = chosen.argmax(1), shares
         draw(features, panels, str(path))
-        for logger in trainer.loggers:
-            if hasattr(logger, "log_image"):  # W&B's
-                logger.log_image("features", [str(path)])
+        log_picture(trainer, "features", path)
         rank_zero_info(f"features of {len(labels)} test samples by {' and '.join(panels)}: {path}")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_info
 
-from callbacks.folder import log_folder
+from callbacks.folder import log_folder, log_picture
 
 COLUMNS = 3  # of panels
 
@@ -16,7 +17,8 @@ COLUMNS = 3  # of panels
 class LayerMonitor(Callback):
     """Logs layers/<metric>/<layer> after every epoch and draws them into layers.png, a map of layers by epochs.
 
-    It is drawn at the end of each epoch, but not more often than every ten seconds, and at the end of the run.
+    It is drawn at the end of each epoch, but not more often than every ten seconds, and at the end of the run, when W&B
+    also gets the last epoch's values as the table layers/final.
 
     Modules bring it themselves that have a method `layer_metrics() -> {metric: {layer: value}}`. It is called before
     the first epoch and after each, so that it may tell what has changed between, and in every process, so that it may
@@ -54,6 +56,8 @@ class LayerMonitor(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if _listens(trainer) and self.history:
             path = self._draw(trainer)
+            if trainer.is_global_zero:
+                self._log_table(trainer)
             rank_zero_info(f"{', '.join(self.history[0])} of each layer by epoch: {path}")
 
     def _draw(self, trainer: Trainer, pause: float = 0) -> Path:
@@ -61,10 +65,16 @@ class LayerMonitor(Callback):
         if trainer.is_global_zero and time.monotonic() - self._drawn > pause:
             draw(self.epochs, self.history, str(path))
             self._drawn = time.monotonic()
-            for logger in trainer.loggers:
-                if hasattr(logger, "log_image"):  # W&B's
-                    logger.log_image("layers", [str(path)])
+            log_picture(trainer, "layers", path)
         return path
+
+    def _log_table(self, trainer: Trainer) -> None:
+        last = self.history[-1]
+        layers = dict.fromkeys(layer for values in last.values() for layer in values)
+        rows = [[layer, *(values.get(layer) for values in last.values())] for layer in layers]
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_table("layers/final", columns=["layer", *last], data=rows)
 
 
 def _listens(trainer: Trainer) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from callbacks.features import classifiers
-from callbacks.folder import log_folder
+from callbacks.folder import log_folder, log_picture
 
 
 class NuclearNorm(Callback):
@@ -72,9 +72,7 @@ class NuclearNorm(Callback):
         folder = log_folder(trainer)
         if trainer.is_global_zero and trainer.loggers and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             _write(values, len(features), folder)
-            for logger in trainer.loggers:
-                if hasattr(logger, "log_image"):  # W&B's
-                    logger.log_image("singular_values", [str(folder / "singular_values.png")])
+            log_picture(trainer, "singular_values", folder / "singular_values.png")
             rank_zero_info(f"singular values of {len(features)} test samples: {folder / 'singular_values.png'}")
 
 

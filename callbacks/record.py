@@ -26,7 +26,7 @@ PACKAGES = ("frugal", "torch", "pytorch-lightning", "torchmetrics", "timm", "jso
 
 class RunRecord(SaveConfigCallback):
     """Writes config.yaml, the whole resolved config, and run.json, where and with what it ran; logs both, and the code.
-    `test` and `validate` leave metrics.json beside them.
+    `test` and `validate` leave metrics.json beside them. Runs can be filtered by method, data, seed and commit.
 
     The stock callback writes ./config.yaml under some loggers, and the second run dies on it. What is kept is the
     config before its folders were derived: given to another command, or with another seed, it derives them again.
@@ -51,11 +51,17 @@ class RunRecord(SaveConfigCallback):
         record = {**provenance(), "wandb_id": self.wandb_id}
         (folder / "config.yaml").write_text(yaml.safe_dump(self.resolved, sort_keys=False))
         (folder / "run.json").write_text(json.dumps(record, indent=2) + "\n")
+        named = {
+            "method": type(pl_module).__name__,
+            "data": type(trainer.datamodule).__name__,  # type: ignore[attr-defined]
+            "seed": self.resolved["seed_everything"],
+        }
         for logger in trainer.loggers:
             logged = {"resolved": self.resolved, "run": record}  # `config` is a parameter of our sweeps
-            logger.log_hyperparams(
-                logged if stage == "fit" else {stage: logged}
-            )  # a test goes on in the run of its fit
+            if stage == "fit":
+                logger.log_hyperparams({**named, "commit": record["commit"], **logged})
+            else:  # a test goes on in the run of its fit
+                logger.log_hyperparams({**named, stage: logged})
             if stage == "fit" and isinstance(logger, WandbLogger):
                 _log_code(logger)
 

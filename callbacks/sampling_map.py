@@ -8,7 +8,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
-from callbacks.folder import log_folder
+from callbacks.folder import log_folder, log_picture
 
 SNAPSHOTS = 8  # of the offsets over training; when there are more, every second one is dropped
 LAYERS = 40  # that are drawn at most
@@ -67,9 +67,7 @@ class SamplingMap(Callback):
         if trainer.is_global_zero and late and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             sampling: dict[str, tuple[Tensor | None, Tensor]] = module.sampling()  # type: ignore[operator]
             draw(self.snapshots, {name: reads.cpu() for name, (_, reads) in sampling.items()}, str(path))
-            for logger in trainer.loggers:
-                if hasattr(logger, "log_image"):  # W&B's
-                    logger.log_image("epitomes", [str(path)])
+            log_picture(trainer, "epitomes", path)
             self._drawn = time.monotonic()
         return path
 

@@ -15,7 +15,7 @@ Interval = Literal["epoch", "step"]
 
 
 class TemperatureAnnealing(Callback):
-    """Anneals the float attribute `temperature` of every submodule that has one, and logs it as temperature.
+    """Anneals the float attribute `temperature` of every submodule that has one, and logs it as train/temperature.
 
     With t from 0 in the run's first epoch (or step) to 1 in its last, the temperature is `start` for "constant",
     start + (end - start) t for "linear", end + (start - end) (1 + cos(pi t)) / 2 for "cosine", and
@@ -28,7 +28,7 @@ class TemperatureAnnealing(Callback):
         end: the last one, positive; "constant" has none, the other schedules need it.
         schedule: "constant", "linear", "cosine" or "exponential".
         interval: "epoch", t = epoch / (trainer.max_epochs - 1), logged after every epoch; or "step",
-            t = optimiser step / (all steps - 1), logged every trainer.log_every_n_steps.
+            t = optimiser step / (all steps - 1), logged as train/temperature_step every trainer.log_every_n_steps.
 
     Raises:
         InputError: a temperature that is not positive and finite, an option that is not in its list, an `end` too few
@@ -53,6 +53,7 @@ class TemperatureAnnealing(Callback):
         if constant and end != start:
             raise InputError(f"a constant temperature stays at {start=}: drop {end=}, or choose another schedule")
         self.start, self.end, self.schedule, self.interval = float(start), float(end), schedule, interval
+        self._name = "train/temperature" if interval == "epoch" else "train/temperature_step"
         self._layers: list[nn.Module] = []
         self._last = 0  # number of the run's last epoch or step
 
@@ -111,7 +112,7 @@ class TemperatureAnnealing(Callback):
     def _log(self, trainer: Trainer) -> None:
         if self._layers and trainer.is_global_zero:
             for logger in trainer.loggers:
-                metrics = {"epoch": trainer.current_epoch, "temperature": self._now(trainer)}
+                metrics = {"epoch": trainer.current_epoch, self._name: self._now(trainer)}
                 logger.log_metrics(metrics, step=trainer.global_step)
 
     def _count(self, trainer: Trainer) -> int:

@@ -57,10 +57,10 @@ def run_folder(configs: list[str], seed: int | bool, in_sweep: bool = True) -> P
         home = saved.parent if saved.name in EVALUATIONS else saved
         home = home.relative_to(Path.cwd()) if home.is_relative_to(Path.cwd()) else home
         return home if home.name.split(".")[0] == _seed(seed) else home.with_name(_seed(seed))
-    return Path("runs") / config_path(configs) / (_sweep() if in_sweep else Path()) / _seed(seed)
+    return Path("runs") / config_path(configs) / (sweep_folder() if in_sweep else Path()) / _seed(seed)
 
 
-def _sweep() -> Path:
+def sweep_folder() -> Path:
     """What `wandb agent` adds, for its runs have the config in common, differ in options, and may run at once."""
     sweep, run = os.environ.get("WANDB_SWEEP_ID"), os.environ.get("WANDB_RUN_ID")
     return Path(f"sweep_{sweep}", run) if sweep and run else Path()

@@ -2,8 +2,6 @@
 
 import importlib
 import logging
-import os
-import secrets
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -25,12 +23,14 @@ from callbacks import (
     ExactResume,
     FiniteLoss,
     LastCheckpoint,
+    LearningRates,
     PredictionWriter,
     ProgressBar,
     TrainingCurves,
+    WandbSummary,
 )
 from callbacks.record import RunRecord
-from commands import references, resume, run_folder
+from commands import loggers, references, resume, run_folder
 from commands.hardware import check_gpus, use_our_plugins
 from commands.parser import Parser, try_int_first
 from datamodules.base import DataModule, check_batch_size
@@ -117,7 +117,15 @@ class FrugalCLI(LightningCLI):
             seed_everything_default=0,
             trainer_defaults={
                 "enable_model_summary": False,  # it counts scores as parameters; ComplexityMonitor counts the ticket
-                "callbacks": [ComplexityMonitor(), TrainingCurves(), PredictionWriter(), ExactResume(), FiniteLoss()],
+                "callbacks": [
+                    ComplexityMonitor(),
+                    LearningRates(),
+                    TrainingCurves(),
+                    WandbSummary(),
+                    PredictionWriter(),
+                    ExactResume(),
+                    FiniteLoss(),
+                ],
             },
             parser_class=Parser,
             parser_kwargs={
@@ -188,7 +196,10 @@ class FrugalCLI(LightningCLI):
             references.resolve(config, config.seed_everything, needs=fits, starts=fits and self.ckpt_path is None)
             if self.ckpt_path or self.ticket:
                 leave_weights_out(config)
-            self._choose_loggers(config)
+            names = loggers.wandb_names(run_folder.typed_configs(self.arguments), self.subcommand)
+            kept = self.checkpoint.get("wandb_id") if self.resuming or not fits else None
+            wandb_id = loggers.choose(config.trainer, self.folder, names, kept)
+            self.save_config_kwargs = {"resolved": self.resolved, "wandb_id": wandb_id}
             self._choose_callbacks(config)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer | None:  # type: ignore[override]
@@ -227,27 +238,6 @@ class FrugalCLI(LightningCLI):
             raise InputError(f"{self.ckpt_path} is a ticket: it can be scored, but has no scores to train further")
         ticket, self.ckpt_path = self.ckpt_path, None
         return ticket
-
-    def _choose_loggers(self, config: Namespace) -> None:
-        """Loggers write to the run folder, and W&B goes on with the run's own id."""
-        log_folder = config.trainer.default_root_dir
-        if config.trainer.logger in (None, True):
-            csv = {"save_dir": log_folder, "name": "", "version": ""}
-            config.trainer.logger = Namespace(
-                class_path="pytorch_lightning.loggers.CSVLogger", init_args=Namespace(csv)
-            )
-        loggers = config.trainer.logger if isinstance(config.trainer.logger, list) else [config.trainer.logger]
-        kept = self.checkpoint.get("wandb_id") if self.resuming or self.subcommand != "fit" else None
-        wandb_id = kept  # also where W&B does not listen this time
-        for logger in filter(None, loggers):
-            if logger.init_args.get("save_dir") in (None, "."):
-                logger.init_args.save_dir = os.path.abspath(log_folder)  # W&B's own process may stand elsewhere
-            if logger.init_args.get("name", "") is None:
-                logger.init_args.name = str(self.folder)
-            if logger.class_path.endswith("WandbLogger"):
-                wandb_id = logger.init_args.id or kept or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
-                logger.init_args.id = wandb_id
-        self.save_config_kwargs = {"resolved": self.resolved, "wandb_id": wandb_id}
 
     def _choose_callbacks(self, config: Namespace) -> None:
         """Add what depends on the config: where last.ckpt goes, and whether there is a progress bar already."""
@@ -293,6 +283,10 @@ class FrugalCLI(LightningCLI):
             )
         if subcommand == "fit":
             self._prepare_fit()
+        if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            Path(self.trainer.default_root_dir).mkdir(
+                parents=True, exist_ok=True
+            )  # from there W&B looks for the commit
         return {**kwargs, "ckpt_path": self.ckpt_path, "weights_only": True}
 
     def _say_whether_unfinished(self) -> None:

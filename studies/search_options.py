@@ -8,7 +8,7 @@ from jsonargparse import Namespace
 from pytorch_lightning import Trainer
 from pytorch_lightning.cli import LightningArgumentParser
 
-from callbacks import FiniteLoss
+from callbacks import FiniteLoss, WandbSummary
 from commands.train import FrugalCLI, trainer_errors
 from networks import InputError
 from networks.errors import check_choice
@@ -190,7 +190,7 @@ class SearchCLI(FrugalCLI):
         """One that trains a trial: no files, no bars, one device."""
         options = {**self.config_init["trainer"]}
         options.update(
-            callbacks=[FiniteLoss(), *_listed(options["callbacks"])],
+            callbacks=[FiniteLoss(), WandbSummary(), *_listed(options["callbacks"])],
             devices=1,
             enable_checkpointing=False,
             enable_model_summary=False,

@@ -19,7 +19,7 @@ from wandb import wandb_agent
 
 import networks
 from callbacks import Distillation
-from commands import steps
+from commands import references, steps
 from commands.run_folder import run_folder, typed_configs
 from commands.train import FrugalCLI
 from lightning_modules import Biprop, Classifier, Detector, ExpertBinary
@@ -27,6 +27,7 @@ from lightning_modules.initial import Weights
 from networks import complexity
 from networks.binarize import Sign
 from networks.biprop import subnet_layers
+from networks.epitome import epitome_layers
 from networks.expert_binary import STEPS
 from studies import conventions
 
@@ -194,7 +195,7 @@ def test_recipe_is_the_specs(recipe):
 
 @pytest.fixture
 def grid(tmp_path, monkeypatch):
-    """For each point of a sweep, what W&B's own agent would start: config, network, and the folder of its run."""
+    """For each point of a sweep, what W&B's own agent would start: its config, and the folder of its run."""
     started = []
 
     def start(command, **_):
@@ -209,7 +210,7 @@ def grid(tmp_path, monkeypatch):
     monkeypatch.setattr(wandb_agent, "AgentProcess", start)
 
     def points(sweep):
-        plan = yaml.safe_load((BIPROP / "cifar10/sweeps" / sweep).read_text())
+        plan = yaml.safe_load((ROOT / "configs" / sweep).read_text())
         assert plan["method"] == "grid"
         agent = wandb_agent.Agent.__new__(wandb_agent.Agent)  # its constructor asks W&B's server
         options = {"_in_jupyter": False, "_function": None, "_forward_signals": False, "_run_processes": {}}
@@ -224,15 +225,36 @@ def grid(tmp_path, monkeypatch):
             assert command[:2] == ["frugal", "fit"]
             config = parser.parse_args(command[2:])
             assert config.trainer.logger.class_path.endswith("WandbLogger")
-            model = config.model.init_args
-            with torch.device("meta"):
-                network = networks.create(model.network, (3, 32, 32), 10, model.network_args)
-                networks.biprop.apply(network, model.keep_fraction, scale=model.scale)
-            form = "mpt1_1" if any(isinstance(layer, Sign) for layer in network.modules()) else "mpt1_32"
-            assert str(folder.parent.parent) == f"runs/biprop/cifar10/{model.network}_{form}/sweep_sweep"
-            yield model, form, list(subnet_layers(network).values())
+            (recipe,) = {given for given in typed_configs(command) if "hardware" not in given}
+            assert folder.parent.parent == Path("runs", recipe.removeprefix("configs/")).with_suffix("") / "sweep_sweep"
+            yield config, folder
 
     return points
+
+
+def tickets(points):
+    """The layers of each point's network, by its form, and that its folder says the same."""
+    for config, folder in points:
+        model = config.model.init_args
+        with torch.device("meta"):
+            network = networks.create(model.network, (3, 32, 32), 10, model.network_args)
+            networks.biprop.apply(network, model.keep_fraction, scale=model.scale)
+        form = "mpt1_1" if any(isinstance(layer, Sign) for layer in network.modules()) else "mpt1_32"
+        assert folder.parts[3] == f"{model.network}_{form}"
+        yield model, form, list(subnet_layers(network).values())
+
+
+def test_every_sweep_has_a_metric_that_runs_log_and_is_looked_at_below():
+    assert {name(path) for path in SWEEPS} == {
+        "biprop/cifar10/sweeps/keep_fraction.yaml",
+        "biprop/cifar10/sweeps/width.yaml",
+        "biprop/digits/sweeps/keep_fraction.yaml",
+        "epitome/digits/sweeps/multiplier.yaml",
+        "expert_binary/digits/sweeps/temperature.yaml",
+        "expert_binary/imagenet/sweeps/temperature.yaml",
+    }
+    for path in SWEEPS:
+        assert yaml.safe_load(path.read_text())["metric"] == {"name": "val/top1", "goal": "maximize"}
 
 
 def test_sweep_of_keep_fractions(grid):
@@ -246,7 +268,7 @@ def test_sweep_of_keep_fractions(grid):
     }
     found = [
         (form, model.network, model.keep_fraction, sum(layer.kept for layer in layers))
-        for model, form, layers in grid("keep_fraction.yaml")
+        for model, form, layers in tickets(grid("biprop/cifar10/sweeps/keep_fraction.yaml"))
     ]
     assert sorted(found) == sorted(
         (form, f"conv{depth}", k, count)
@@ -263,7 +285,7 @@ def test_sweep_of_widths(grid):
         "conv8": (1_320_032, 5_275_840, 11_867_424, 21_094_784),
     }
     found = []
-    for model, form, layers in grid("width.yaml"):
+    for model, form, layers in tickets(grid("biprop/cifar10/sweeps/width.yaml")):
         assert {(layer.scale, layer.keep_fraction, layer.init) for layer in layers} == {("none", 0.5, "kaiming_normal")}
         found.append((form, model.network, model.network_args["width"], sum(layer.weight.numel() for layer in layers)))
     assert sorted(found) == sorted(
@@ -272,6 +294,40 @@ def test_sweep_of_widths(grid):
         for net, counts in weights.items()
         for width, n in zip((0.5, 1, 1.5, 2), counts, strict=True)
     )
+
+
+def test_sweep_of_keep_fractions_on_digits(grid):
+    found = [(form, model.keep_fraction) for model, form, _ in tickets(grid("biprop/digits/sweeps/keep_fraction.yaml"))]
+    assert sorted(found) == sorted(itertools.product(("mpt1_32", "mpt1_1"), (0.8, 0.5, 0.2, 0.1)))
+
+
+@pytest.mark.parametrize("data", ["imagenet", "digits"])
+def test_sweep_of_temperatures(grid, data):
+    """Table 10: the points are the table's recipes, and begin with the run of one expert, which is of no sweep."""
+    found = {}
+    for config, _ in grid(f"expert_binary/{data}/sweeps/temperature.yaml"):
+        found[config.model.init_args.temperature] = config.clone()
+        references.resolve(config, 0, needs=False, starts=False)
+        before = f"expert_binary/{data}/{'2222_1/' if data == 'imagenet' else ''}one_expert"
+        assert config.model.init_args.initial_checkpoint == f"runs/{before}/seed0/checkpoints/last.ckpt"
+    assert set(found) == {0.02, 1, 5, 25}
+    if data == "imagenet":
+        recipes = {0.02: "experts_n4_tau0_02", 1: "experts_n4", 5: "experts_n4_tau5", 25: "experts_n4_tau25"}
+        for temperature, recipe in recipes.items():
+            assert found[temperature].model == expert_recipe(f"imagenet/2222_1/{recipe}").config.model
+
+
+def test_sweep_of_multipliers(grid):
+    """Of each inner layer the share of the weight that is stored; positions are apart."""
+    stored = {}
+    for config, _ in grid("epitome/digits/sweeps/multiplier.yaml"):
+        network = networks.create("conv2", (1, 8, 8), 10)
+        dense = sum(layer.weight.numel() for layer in (network.convs[2], network.linear[0], network.linear[2]))
+        networks.epitome.apply(network, config.model.init_args.rules)
+        stored[config.model.init_args.rules] = (
+            sum(layer.epitome.numel() for layer in epitome_layers(network).values()) / dense
+        )
+    assert stored == pytest.approx({m: m for m in (0.5, 0.25, 0.125, 0.0625)})
 
 
 # The recipes of "High-Capacity Expert Binary Networks" (EBN) on ImageNet and CIFAR-100, by folder and file. A folder is

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import wandb
 
 import frugal
 from commands import seeds
@@ -84,9 +85,11 @@ def test_commands(clone, page):
     for program, *arguments in filter(None, lines):
         if program == "make":  # .ci/run runs these
             assert set(arguments) <= set(targets)
-        elif program == "wandb":  # tests/test_configs.py expands the sweeps
-            assert arguments[0] == "sweep"
+        elif program == "wandb" and arguments[0] == "sweep":  # tests/test_configs.py expands them
             assert Path(arguments[1]).is_file()
+        elif program == "wandb":  # needs a server
+            assert arguments[0] == "sync"
+            assert all(len(list(Path().glob(pattern))) == 1 for pattern in arguments[1:])
         else:
             assert program == "frugal"
             line = " ".join(arguments)
@@ -108,6 +111,7 @@ def test_commands(clone, page):
                 frugal.main([*arguments, *ONE_EPOCH])
             else:
                 frugal.main(arguments)
+            wandb.finish()  # else the next command would go on in this one's run
     if page.name == "README.md":
         with open("runs/biprop/digits/conv2_mpt1_32/seed0/test/metrics.csv", newline="") as file:
             assert float(next(csv.DictReader(file))["test/top1"]) >= 0.93

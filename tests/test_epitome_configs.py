@@ -17,7 +17,9 @@ from networks.epitome import epitome_layers
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "configs/epitome"
 RECIPES = {
-    path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.rglob("*.yaml") if path.stem != "base"
+    path.relative_to(FOLDER).with_suffix("").as_posix()
+    for path in FOLDER.rglob("*.yaml")
+    if path.stem != "base" and path.parent.name != "sweeps"
 }
 
 WS = {"positions": "none"}

@@ -148,7 +148,7 @@ def test_pictures_come_at_their_epochs_and_at_the_last(root, tmp_path, drawn, ev
     names = [f"epoch_{epoch:03d}.png" for epoch in epochs]
     assert pictures(tmp_path) == names
     paths = [str(tmp_path / "detections" / name) for name in names]
-    assert runner.logger.images == [("detections", path, (1260, 3 * 486)) for path in paths]
+    assert runner.logger.images == [("pictures/detections", path, (1260, 3 * 486)) for path in paths]
     assert len(drawn) == len(epochs) * 3 * 2  # none of the sanity check's
 
 
@@ -178,7 +178,7 @@ def test_pictures_show_the_first_images_with_what_is_found_and_what_is_true(root
 def test_no_more_images_than_there_are(root, tmp_path):
     runner = trainer(tmp_path, DetectionPictures(images=50))
     runner.test(module(), datamodule=data(root), verbose=False)
-    assert runner.logger.images == [("detections", str(tmp_path / "detections/test.png"), (1260, 7 * 486))]
+    assert runner.logger.images == [("pictures/detections", str(tmp_path / "detections/test.png"), (1260, 7 * 486))]
 
 
 def test_a_validation_without_training_is_always_drawn(root, tmp_path):

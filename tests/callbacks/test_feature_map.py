@@ -186,7 +186,7 @@ def test_the_picture_is_in_the_run_folder_and_in_loggers(tmp_path, caplog):
         trainer = run(expert_net(), tmp_path, samples=40)
     path = tmp_path / "features.png"
     assert path.read_bytes().startswith(b"\x89PNG")
-    assert trainer.logger.images == [("features", [str(path)])]
+    assert trainer.logger.images == [("pictures/features", [str(path)])]
     (said,) = [message for message in caplog.messages if "features" in message]
     assert said == f"features of 40 test samples by class and expert chosen by layer4.0.units.1.conv.gate: {path}"
 

@@ -75,7 +75,7 @@ def test_a_resumed_run_goes_on_from_its_first_epoch(tmp_path):
 def test_the_picture_goes_to_the_logger(tmp_path):
     images = []
     run(SamplingMap(), Moving(), tmp_path, 2, images=images)
-    assert images == [("epitomes", [str(tmp_path / "epitomes.png")])]
+    assert images == [("pictures/epitomes", [str(tmp_path / "epitomes.png")])]
     assert (tmp_path / "epitomes.png").read_bytes().startswith(b"\x89PNG")
 
 

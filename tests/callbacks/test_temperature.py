@@ -49,8 +49,8 @@ class Log(CSVLogger):
 
     def log_metrics(self, metrics, step=None):
         super().log_metrics(metrics, step)
-        if "temperature" in metrics:
-            self.rows.append((step, metrics["epoch"], metrics["temperature"]))
+        for name in {"train/temperature", "train/temperature_step"} & metrics.keys():
+            self.rows.append((step, metrics["epoch"], metrics[name]))
 
 
 def run(folder, *callbacks, resume=False, layers=2, max_epochs=3, loader=None, **options):
@@ -87,7 +87,7 @@ def test_values_by_formula(tmp_path, schedule):
     assert series == [(i // STEPS, i + 1, by_epoch[i // STEPS]) for i in range(3 * STEPS)]
     assert rows == [((e + 1) * STEPS, e, by_epoch[e]) for e in range(3)]
     with open(tmp_path / "metrics.csv", newline="") as file:
-        logged = [float(row["temperature"]) for row in csv.DictReader(file) if row["temperature"]]
+        logged = [float(row["train/temperature"]) for row in csv.DictReader(file) if row["train/temperature"]]
     assert logged == by_epoch
 
 
