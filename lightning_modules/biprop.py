@@ -10,7 +10,7 @@ from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 import networks
 from lightning_modules.classifier import Classifier
 from networks import InputError, bits
-from networks.biprop import subnet_layers
+from networks.biprop import release, subnet_layers
 from networks.biprop.layers import Binarize, GainCount, Init, Scale, ScoreGradient
 from networks.biprop.selection import scheduled_keep_fraction
 from networks.biprop.surgery import Selection
@@ -45,6 +45,7 @@ class Biprop(Classifier):
         InputError: a keep fraction outside (0, 1], a network without a layer to mask, and all that Classifier refuses.
     """
 
+    release = release
     defining = (
         *Classifier.defining,
         "keep_fraction",

@@ -42,8 +42,9 @@ class Classifier(Task):
         mixup_alpha: train on mixtures of pairs, by timm's Mixup, with weights from Beta(alpha, alpha), one for each
             batch of a device (Zhang et al., ICLR 2018); 0 is none. Loss, loss terms and train/top1 see mixed images
             and labels; the label of larger weight counts as the true one.
-        initial_checkpoint: file whose weights training starts from: a checkpoint of ours, a state_dict, safetensors.
-            What matches by name and size is taken, the rest reported. (--ckpt_path is for resuming a run.)
+        initial_checkpoint: file whose weights training starts from: a checkpoint of ours or of the paper's authors, a
+            state_dict, safetensors. What matches by name and size is taken, the rest reported. (--ckpt_path is for
+            resuming a run.)
 
     Raises:
         InputError: an unknown network, or one that does not fit num_classes or input_size; initial weights that cannot

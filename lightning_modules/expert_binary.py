@@ -17,7 +17,7 @@ from lightning_modules.classifier import Classifier
 from lightning_modules.initial import Weights
 from lightning_modules.task import Network
 from networks import InputError, bits
-from networks.expert_binary import expert_layers
+from networks.expert_binary import expert_layers, release
 from networks.expert_binary.layers import ExpertBinaryConv2d, FpActivation, GateGrad, Routing, Step
 
 
@@ -51,6 +51,7 @@ class ExpertBinary(Classifier):
             step from which this one cannot start, and all that Classifier refuses.
     """
 
+    release = release
     defining = (*Classifier.defining, "step", "num_experts", "routing", "rescale", "fp_activation")
 
     def __init__(

@@ -1,5 +1,6 @@
 """What all our LightningModules share: initial weights, optimiser groups, means of losses, checkpoints that fit."""
 
+from types import ModuleType
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule
@@ -34,6 +35,7 @@ class Task(LightningModule):
         InputError: class count or input size that are not known, an unknown schedule.
     """
 
+    release: ModuleType | None = None  # reads the authors' checkpoints: is_release(state), from_release(state, network)
     defining: tuple[str, ...] = ("network", "network_args")  # what a checkpoint and its model must have in common
     score: str  # name of the metric that says how good the network is
 
@@ -73,7 +75,10 @@ class Task(LightningModule):
         """Take the weights of `initial_checkpoint`, once, and report what matched and what did not."""
         path, self.initial_checkpoint = self.initial_checkpoint, None
         if path:
-            rank_zero_info(self.start_from(initial.read(path)))
+            weights = initial.read(path)
+            if self.release and self.release.is_release(weights.tensors):
+                weights.tensors = self.release.from_release(weights.tensors, self.network)
+            rank_zero_info(self.start_from(weights))
 
     def start_from(self, weights: initial.Weights) -> str:
         """Take what matches by name and size, and say what matched; a method overrides it where its steps differ."""

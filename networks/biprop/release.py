@@ -8,6 +8,11 @@ from torch import Tensor, nn
 from networks.errors import InputError, mismatch
 
 
+def is_release(state: Mapping[str, Tensor]) -> bool:
+    """Whether tensors are named as in a released checkpoint."""
+    return any(name.startswith("module.") and name.endswith(".scores") for name in state)
+
+
 def from_release(state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
     """State dict for one of our tickets from that of a released one.
 

@@ -22,6 +22,11 @@ UNIT = {"bn": "norm", "conv": "conv", "activation": "act"}
 LAYER = {"alpha2": "scale", "fc": "gate", "se_fc": "rescale"}
 
 
+def is_release(state: Mapping[str, Tensor]) -> bool:
+    """Whether tensors are named as in the released packed model."""
+    return any(name.endswith(".alpha2") for name in state)
+
+
 def from_release(state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
     """State dict for one of our networks from that of the released packed one.
 

@@ -6,7 +6,7 @@ from pytorch_lightning import Trainer
 from safetensors.torch import save_file
 
 from datamodules import Digits
-from lightning_modules import Biprop, Classifier
+from lightning_modules import Biprop, Classifier, ExpertBinary
 from lightning_modules.initial import copy_into, read
 from networks import InputError
 
@@ -107,3 +107,24 @@ def test_refusals(tmp_path, monkeypatch):
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(InputError, match=r"list.pt is cut short or has no weights"):
         copy_into(classifier(0), read(tmp_path / "list.pt"))
+
+
+def test_training_starts_from_the_authors_files(tmp_path):
+    """A released ticket's layout; that of expert binary networks is known by its names, and another one refused."""
+    source = Biprop("conv2", 10, (3, 16, 16), keep_fraction=0.3, network_args={"width": 0.25})
+    released = {
+        f"module.{name}": tensor[:, :, None, None] if tensor.ndim == 2 else tensor
+        for name, tensor in source.network.state_dict().items()
+        if not name.endswith("sign_seed")
+    }
+    torch.save({"state_dict": released}, tmp_path / "model_best.pth")
+    options = dict(network_args={"width": 0.25}, initial_checkpoint=str(tmp_path / "model_best.pth"))
+    ticket = Biprop("conv2", 10, (3, 16, 16), keep_fraction=0.3, **options)
+    ticket.load_initial()
+    image = torch.randn(2, 3, 16, 16)
+    assert torch.equal(ticket.eval()(image), source.eval()(image))
+
+    torch.save({"layer1.0.conv1.alpha2": torch.ones(1)}, tmp_path / "packed.pth")
+    experts = ExpertBinary("resnet18", 10, (3, 32, 32), initial_checkpoint=str(tmp_path / "packed.pth"))
+    with pytest.raises(InputError, match="the released checkpoint is of another network"):
+        experts.load_initial()
