@@ -1,5 +1,6 @@
 """Where callbacks write."""
 
+import os
 from pathlib import Path
 
 from pytorch_lightning import Trainer
@@ -11,3 +12,10 @@ def log_folder(trainer: Trainer) -> Path:
     if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that a run cannot go on without: killed at any moment, the previous one or this one is there."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text)
+    os.replace(partial, path)
