@@ -7,6 +7,7 @@ import pytest
 import torch
 from pytorch_lightning import Callback, Trainer, seed_everything
 from pytorch_lightning.callbacks import ModelCheckpoint
+from runs import Stop, same, without_hours
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -33,17 +34,6 @@ class TorchLoaders(AugmentedDigits):
         return DataLoader(TensorDataset(images, torch.tensor(self.train_set.labels)), batch_size=32, shuffle=True)
 
 
-class Stop(Callback):
-    """Ends a run as SIGTERM would, after a number of steps."""
-
-    def __init__(self, steps):
-        self.steps = steps
-
-    def on_train_batch_end(self, trainer, *args):
-        if trainer.global_step == self.steps:
-            next(c for c in trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint))._signal = 15
-
-
 def with_dropout():
     return nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Dropout(0.5), nn.Linear(288, 10))
 
@@ -61,15 +51,7 @@ def run(folder, data, module=None, steps=None, resume=False, extra=(), **options
     stopped = pytest.raises(SystemExit, match="143") if steps else nullcontext()
     with stopped:
         trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
-    return module, trainer, [{k: v for k, v in row.items() if k != "hours"} for row in curves.history]
-
-
-def same(a, b):
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+    return module, trainer, without_hours(curves.history)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

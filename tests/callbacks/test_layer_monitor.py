@@ -9,23 +9,13 @@ import torch
 from matplotlib.figure import Figure
 from pytorch_lightning import Callback, Trainer, seed_everything
 from pytorch_lightning.loggers import CSVLogger
+from runs import Stop
 
 from callbacks import ComplexityMonitor, ExactResume, LastCheckpoint, LayerMonitor
 from callbacks.layer_monitor import draw
 from datamodules import Digits
 from lightning_modules import Biprop
 from networks.biprop import subnet_layers
-
-
-class Stop(Callback):
-    """Ends a run in a step, as SIGTERM would."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_train_batch_end(self, trainer, *args):
-        if trainer.global_step == self.step:
-            next(c for c in trainer.callbacks if isinstance(c, LastCheckpoint))._signal = 15
 
 
 class Masks(Callback):

@@ -8,6 +8,7 @@ import timm
 import torch
 from pytorch_lightning import Callback, Trainer, seed_everything
 from pytorch_lightning.loggers import CSVLogger
+from runs import Stop
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -39,17 +40,6 @@ class Seen(Callback):
         layers = [layer for layer in module.modules() if isinstance(layer, Warm)]
         (value,) = {layer.temperature for layer in layers}
         self.series.append((trainer.current_epoch, trainer.global_step, value))
-
-
-class Stop(Callback):
-    """Ends a run in a step, as SIGTERM would."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_train_batch_end(self, trainer, *args):
-        if trainer.global_step == self.step:
-            next(c for c in trainer.callbacks if isinstance(c, LastCheckpoint))._signal = 15
 
 
 class Log(CSVLogger):

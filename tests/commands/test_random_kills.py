@@ -1,7 +1,7 @@
 """Every method: runs of the command that are killed at random moments end as the one that was not.
 
-FRUGAL_KILLS=30 kills each method's runs so often; without it each is killed twice. Kills fall anywhere: into imports and
-the building of the network, before there is a checkpoint, into steps and pictures, and every third one, whatever the
+FRUGAL_KILLS=30 kills each method's runs so often; without it each is killed twice. Kills fall anywhere: into the
+building of the network, before there is a checkpoint, into steps and pictures, and every third one, whatever the
 machine's speed, into the writing of a checkpoint.
 """
 

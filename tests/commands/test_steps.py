@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from runs import same
 
 import frugal
 from callbacks import LastCheckpoint
@@ -160,10 +161,6 @@ def checkpoints():
 
 def state(path):
     return torch.load(path, weights_only=True)["state_dict"]
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def rows(printed):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from pytorch_lightning import Callback, LightningDataModule, Trainer, seed_everything
+from runs import Stop, without_hours
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -311,34 +312,27 @@ def test_mixup_is_of_training_alone(tmp_path, monkeypatch):
 def test_a_resumed_run_mixes_as_one_that_was_not_interrupted(tmp_path, weights_drawn, step):
     drawn, _ = weights_drawn
 
-    class Stop(Callback):
-        def on_train_batch_end(self, trainer, *args):
-            if trainer.global_step == step:
-                last._signal = 15
-
     def run(folder, *stop, resume=False):
-        nonlocal last
         seed_everything(3)
-        last = LastCheckpoint(folder / "checkpoints")
         curves = TrainingCurves()
         module = Classifier("conv2", 10, (1, 8, 8), {"width": 0.1}, mixup_alpha=0.3)
         trainer = Trainer(
             max_epochs=3, limit_train_batches=6, default_root_dir=folder, logger=False, enable_progress_bar=False,
-            enable_model_summary=False, callbacks=[ExactResume(), last, curves, *stop],
+            enable_model_summary=False,
+            callbacks=[ExactResume(), LastCheckpoint(folder / "checkpoints"), curves, *stop],
         )  # fmt: skip
         path = folder / "checkpoints/last.ckpt" if resume else None
         with pytest.raises(SystemExit) if stop else torch.enable_grad():
             trainer.fit(module, Digits(), ckpt_path=path, weights_only=True)
-        return module.state_dict(), [{k: v for k, v in row.items() if k != "hours"} for row in curves.history]
+        return module.state_dict(), without_hours(curves.history)
 
-    last = None
     weights, rows = run(tmp_path / "whole")
     whole = drawn[:]
     assert len(set(whole)) == 18
     assert len(rows) == 3
     assert {"train/loss", "train/top1", "val/top1"} <= rows[0].keys()
     drawn.clear()
-    run(tmp_path / "parts", Stop())
+    run(tmp_path / "parts", Stop(step))
     assert len(drawn) == step
     again, same = run(tmp_path / "parts", resume=True)
     assert drawn == whole

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from pytorch_lightning import Callback, Trainer, seed_everything
+from runs import Stop, same, without_hours
 from torch import nn
 
 from callbacks import ExactResume, LastCheckpoint, TrainingCurves
@@ -114,17 +115,6 @@ def test_a_fit_starts_from_the_checkpoint_of_another(tmp_path):
     assert all(torch.equal(tensor, source.state_dict()[key]) for key, tensor in loaded.state_dict().items())
 
 
-class Stop(Callback):
-    """Ends a run as SIGTERM would, after a number of steps."""
-
-    def __init__(self, steps):
-        self.steps = steps
-
-    def on_train_batch_end(self, trainer, *args):
-        if trainer.global_step == self.steps:
-            next(c for c in trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint))._signal = 15
-
-
 def run(folder, steps=None, resume=False):
     seed_everything(99 if resume else 3)
     module = detector(network_args=ARGS, warmup_steps=3, seed=5 if resume else 4)
@@ -134,15 +124,7 @@ def run(folder, steps=None, resume=False):
     runner = trainer(folder, *callbacks, max_epochs=3)
     with pytest.raises(SystemExit, match="143") if steps else nullcontext():
         runner.fit(module, Data(), ckpt_path=folder / "last.ckpt" if resume else None, weights_only=True)
-    return module, runner, [{name: v for name, v in row.items() if name != "hours"} for row in curves.history]
-
-
-def same(a, b):
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+    return module, runner, without_hours(curves.history)
 
 
 @pytest.mark.parametrize("steps", [2, 8], ids=["in the warm-up", "in the second epoch"])

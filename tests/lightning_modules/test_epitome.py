@@ -5,9 +5,10 @@ import math
 
 import pytest
 import torch
-from pytorch_lightning import Callback, Trainer, seed_everything
+from pytorch_lightning import Trainer, seed_everything
 from pytorch_lightning.callbacks import EMAWeightAveraging
 from pytorch_lightning.loggers import CSVLogger
+from runs import Stop
 from torch import nn
 
 from callbacks import ExactResume, LastCheckpoint, LayerMonitor, SamplingMap
@@ -26,17 +27,6 @@ def make(network="conv2", **options):
     seed_everything(0)
     given = dict(network_args={"width": 0.1, "img_size": 8}, rules=RULES, optimizer=lambda p: SGD(p, 0.1, 0.9))
     return Epitome(network, 10, SIZE, **{**given, **options})
-
-
-class Stop(Callback):
-    """Ends a run in a step, as SIGTERM would."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_train_batch_end(self, trainer, *args):
-        if trainer.global_step == self.step:
-            next(c for c in trainer.callbacks if isinstance(c, LastCheckpoint))._signal = 15
 
 
 def fit(folder, module, *callbacks, epochs=2, resume=False, logger=True):

@@ -8,6 +8,7 @@ import timm
 import torch
 from pytorch_lightning import Callback, Trainer, seed_everything
 from pytorch_lightning.loggers import CSVLogger
+from runs import Stop, same, without_hours
 from torch import nn
 
 from callbacks import Distillation, ExactResume, LastCheckpoint, LayerMonitor, TrainingCurves
@@ -84,10 +85,6 @@ def written(module, path):
 
 def copy(module):
     return {name: tensor.clone() for name, tensor in module.state_dict().items()}
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def inputs(n=32):
@@ -564,17 +561,6 @@ def test_entropy_by_hand_and_counts_begin_anew():
     assert module.layer_metrics()["expert_0_share"] == dict.fromkeys(module.layers, 0.0)
 
 
-class Stop(Callback):
-    """Ends a run in a step, as SIGTERM would."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_train_batch_end(self, trainer, *args):
-        if trainer.global_step == self.step:
-            next(c for c in trainer.callbacks if isinstance(c, LastCheckpoint))._signal = 15
-
-
 def run(folder, start, stop=None, resume=False):
     """Weights, curves and the monitor's history of a run with mixtures of images, three epochs of four steps."""
     seed_everything(0)
@@ -590,16 +576,8 @@ def run(folder, start, stop=None, resume=False):
     if stop:
         return None
     monitor = next(callback for callback in trainer.callbacks if isinstance(callback, LayerMonitor))
-    curves = [{name: v for name, v in row.items() if name != "hours"} for row in callbacks[2].history]
+    curves = without_hours(callbacks[2].history)
     return copy(module), curves, monitor.history, trainer.optimizers[0].state_dict()["state"]
-
-
-def equal(a, b):
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(equal, a, b))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
 @pytest.fixture(scope="module")
@@ -615,7 +593,7 @@ def test_a_resumed_run_is_the_one_that_was_not_interrupted(tmp_path, uninterrupt
     start, whole = uninterrupted[step]
     assert len(whole[1]) == len(whole[2]) == 3
     run(tmp_path, start, stop)
-    assert equal(run(tmp_path, start, resume=True), whole)
+    assert same(run(tmp_path, start, resume=True), whole)
 
 
 def test_a_small_network_learns_digits_in_all_steps(tmp_path):
