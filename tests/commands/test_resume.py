@@ -10,7 +10,9 @@ import torch
 
 import frugal
 from callbacks import ComplexityMonitor
+from callbacks.folder import write_whole
 from commands.resume import checkpoint_path
+from commands.run_folder import copy_aside
 from networks import InputError
 
 CONFIG = """\
@@ -180,15 +182,17 @@ def test_a_score_of_training_can_be_the_monitor(here):
     assert (LAST.parent / "best.ckpt").is_file()
 
 
-def test_what_a_run_cannot_go_on_without_is_never_half_written(here, monkeypatch):
-    """Killed between two calls of the system while it is resumed, config.yaml is the earlier one."""
-    config = Path("runs/small/seed0/config.yaml")
-    before = config.read_bytes()
-    with monkeypatch.context() as patch:
-        patch.setattr("os.replace", broken)
-        with pytest.raises(OSError, match="the disk is gone"):
-            run(*RESUME, "--trainer.max_epochs", 3)
-    assert config.read_bytes() == before
+def test_what_a_run_cannot_go_on_without_is_there_at_any_moment(tmp_path, monkeypatch):
+    """Resuming compares config.yaml: half of it would be another run."""
+    path = tmp_path / "config.yaml"
+    path.write_text("before")
+    place = path.stat().st_ino
+    assert copy_aside(path) == tmp_path / "config.yaml.1"
+    assert path.stat().st_ino == place  # never renamed
+    monkeypatch.setattr("os.replace", broken)
+    with pytest.raises(OSError, match="the disk is gone"):
+        write_whole(path, "after")
+    assert path.read_text() == (tmp_path / "config.yaml.1").read_text() == "before"
 
 
 def test_a_resume_that_fails_loses_nothing(here, monkeypatch):

@@ -3,6 +3,8 @@
 float16 with a scaler runs on CPU here, through a plugin, and on a GPU as `--trainer.precision 16-mixed` (mark "gpu").
 """
 
+from itertools import pairwise
+
 import pytest
 import torch
 from methods import METHODS, build, build_callbacks, write_teacher
@@ -13,7 +15,7 @@ from torch import nn
 
 from callbacks import ExactResume, FiniteLoss, LastCheckpoint, TrainingCurves
 from datamodules import Digits
-from lightning_modules import Biprop, Classifier, Epitome, ExpertBinary
+from lightning_modules import Biprop, Classifier, ExpertBinary
 from networks.biprop import subnet_layers
 from networks.epitome import EpitomeConv1d, EpitomeConv2d
 from networks.expert_binary import expert_layers
@@ -138,16 +140,13 @@ def test_every_method_learns_in_bfloat16(tmp_path, monkeypatch, name):
     monkeypatch.setattr("callbacks.curves.draw", lambda *args: None)
     dtypes = set()
     module.network.register_forward_hook(lambda net, args, logits: dtypes.add(logits.dtype))
-    trainer = fit(
-        tmp_path, module, *build_callbacks(name), curves, precision="bf16-mixed", overfit_batches=2, max_epochs=10
-    )
+    options = dict(precision="bf16-mixed", overfit_batches=2, max_epochs=10)
+    trainer = fit(tmp_path, module, *build_callbacks(name), curves, **options)
     assert torch.bfloat16 in dtypes
     losses = [row["train/loss"] for row in curves.history]
     assert losses[-1] < losses[0]
     (optimizer,) = trainer.optimizers
-    states = [
-        value for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)
-    ]
+    states = [value for state in optimizer.state.values() for value in state.values() if hasattr(value, "dtype")]
     assert {value.dtype for value in (*module.parameters(), *states)} == {torch.float32}
 
 
@@ -171,7 +170,7 @@ def test_steps_that_overflow_are_left_out(tmp_path, device):
     start = {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
     fit(tmp_path, module, watch, FiniteLoss(), limit_train_batches=40, max_epochs=1, **halves(device, 2.0**40))
     scales = [2.0**40, *watch.scales]
-    overflown = [after < before for before, after in zip(scales[:-1], scales[1:], strict=True)]
+    overflown = [after < before for before, after in pairwise(scales)]
     assert overflown[0]
     assert not overflown[-1]
     for skipped, before, after in zip(overflown, [start, *watch.weights[:-1]], watch.weights, strict=True):
