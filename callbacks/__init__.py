@@ -9,6 +9,7 @@ from callbacks.distillation import Distillation
 from callbacks.exact_resume import ExactResume
 from callbacks.feature_map import FeatureMap
 from callbacks.finite_loss import FiniteLoss
+from callbacks.known_monitors import KnownMonitors
 from callbacks.last_checkpoint import LastCheckpoint
 from callbacks.layer_monitor import LayerMonitor
 from callbacks.learning_rates import LearningRates
@@ -29,6 +30,7 @@ __all__ = [
     "ExactResume",
     "FeatureMap",
     "FiniteLoss",
+    "KnownMonitors",
     "LastCheckpoint",
     "LayerMonitor",
     "LearningRates",

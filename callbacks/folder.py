@@ -1,5 +1,6 @@
 """Where callbacks write, and what they show."""
 
+import os
 from pathlib import Path
 
 from pytorch_lightning import Trainer
@@ -18,3 +19,10 @@ def log_picture(trainer: Trainer, name: str, path: Path) -> None:
     for logger in trainer.loggers:
         if hasattr(logger, "log_image"):
             logger.log_image(f"pictures/{name}", [str(path)])
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that a run cannot go on without: killed at any moment, the previous one or this one is there."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text)
+    os.replace(partial, path)

@@ -19,6 +19,8 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, SaveConfigCallback
 from pytorch_lightning.loggers import WandbLogger
 
+from callbacks.folder import write_whole
+
 ROOT = Path(__file__).parent.parent
 SOURCES = ("*.py", "*.yaml", "*.toml")
 PACKAGES = ("frugal", "torch", "pytorch-lightning", "torchmetrics", "timm", "jsonargparse", "wandb", "numpy")
@@ -49,8 +51,8 @@ class RunRecord(SaveConfigCallback):
         folder = Path(trainer.default_root_dir)  # trainer.log_dir broadcasts, and this runs on one process
         folder.mkdir(parents=True, exist_ok=True)
         record = {**provenance(), "wandb_id": self.wandb_id}
-        (folder / "config.yaml").write_text(yaml.safe_dump(self.resolved, sort_keys=False))
-        (folder / "run.json").write_text(json.dumps(record, indent=2) + "\n")
+        write_whole(folder / "config.yaml", yaml.safe_dump(self.resolved, sort_keys=False))
+        write_whole(folder / "run.json", json.dumps(record, indent=2) + "\n")
         named = {
             "method": type(pl_module).__name__,
             "data": type(trainer.datamodule).__name__,  # type: ignore[attr-defined]

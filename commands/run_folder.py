@@ -95,13 +95,22 @@ def lock(folder: Path) -> IO[str]:
 
 def set_aside(path: Path) -> Path | None:
     """Rename what an earlier run left there to <path>.1, .2, ..., so that a new one loses nothing."""
-    if not path.exists():
-        return None
+    return path.rename(_free(path)) if path.exists() else None
+
+
+def put_back(kept: Path) -> None:
+    """Undo what set <path>.1 aside: nothing else of that name is needed."""
+    path = kept.with_suffix("")
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    kept.rename(path)
+
+
+def _free(path: Path) -> Path:
+    """The first of <path>.1, .2, ... that is not there."""
     number = 1
-    while (kept := path.with_name(f"{path.name}.{number}")).exists():
+    while (free := path.with_name(f"{path.name}.{number}")).exists():
         number += 1
-    path.rename(kept)
-    return kept
+    return free
 
 
 def set_another_aside(path: Path, result: dict[str, Any], settings: tuple[str, ...]) -> None:
@@ -118,7 +127,4 @@ def set_another_aside(path: Path, result: dict[str, Any], settings: tuple[str, .
 
 def copy_aside(path: Path) -> Path | None:
     """Copy a file to <path>.1, .2, ..., so that it can be written anew, and is there if that never happens."""
-    kept = set_aside(path)
-    if kept:
-        shutil.copy(kept, path)
-    return kept
+    return shutil.copy(path, _free(path)) if path.exists() else None

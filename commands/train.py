@@ -22,6 +22,7 @@ from callbacks import (
     Distillation,
     ExactResume,
     FiniteLoss,
+    KnownMonitors,
     LastCheckpoint,
     LearningRates,
     PredictionWriter,
@@ -125,6 +126,7 @@ class FrugalCLI(LightningCLI):
                     PredictionWriter(),
                     ExactResume(),
                     FiniteLoss(),
+                    KnownMonitors(),
                 ],
             },
             parser_class=Parser,
@@ -289,6 +291,18 @@ class FrugalCLI(LightningCLI):
             )  # from there W&B looks for the commit
         return {**kwargs, "ckpt_path": self.ckpt_path, "weights_only": True}
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        """A start that fails leaves an earlier run as it was: loggers have to write before all can be refused."""
+        self.moved: list[Path] = []
+        begun = self.checkpoint.get("global_step", 0)
+        try:
+            super()._run_subcommand(subcommand)
+        except Exception:  # not a signal's SystemExit: that run goes on later
+            if self.trainer.global_step <= begun:
+                for kept in self.moved:
+                    run_folder.put_back(kept)
+            raise
+
     def _say_whether_unfinished(self) -> None:
         """A run that was stopped can be scored, but its score is not that of the recipe."""
         if self.ckpt_path and self.ckpt_path.stem == "last" and "loops" in self.checkpoint:
@@ -343,5 +357,6 @@ class FrugalCLI(LightningCLI):
             kept = [run_folder.set_aside(self.folder)]
         else:
             raise InputError(f"{self.folder} holds a run: --ckpt_path last resumes it, or give another folder")
-        for path in filter(None, kept):
+        self.moved = list(filter(None, kept))
+        for path in self.moved:
             rank_zero_info(f"kept what an earlier run had written: {path}")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from pytorch_lightning import Callback, Trainer, seed_everything
 from pytorch_lightning.callbacks import ModelCheckpoint
-from runs import Stop, same
+from runs import Stop, same, without_hours
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -51,7 +51,7 @@ def run(folder, data, module=None, steps=None, resume=False, extra=(), **options
     stopped = pytest.raises(SystemExit, match="143") if steps else nullcontext()
     with stopped:
         trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
-    return module, trainer, [{k: v for k, v in row.items() if k != "hours"} for row in curves.history]
+    return module, trainer, without_hours(curves.history)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

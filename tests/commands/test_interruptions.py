@@ -8,8 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
-from runs import same
+from runs import result, same
 
 import frugal
 
@@ -32,21 +31,12 @@ def write_config(folder):
     os.chdir(folder)
 
 
-def result(path=LAST):
-    """What two equal runs have in common: all but the time they took and where they are."""
-    checkpoint = torch.load(path, weights_only=True)
-    history = checkpoint["callbacks"]["TrainingCurves"]["history"]
-    curves = [{name: value for name, value in row.items() if name != "hours"} for row in history]
-    names = ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step", "processes", "Digits")
-    return {**{name: checkpoint[name] for name in names}, "curves": curves}
-
-
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     before = Path.cwd()
     write_config(tmp_path_factory.mktemp("uninterrupted"))
     frugal.main(["fit", "-c", "configs/small.yaml"])
-    whole = result()
+    whole = result(LAST)
     os.chdir(before)
     return whole
 
@@ -73,9 +63,9 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_result(tmp_path, monkeypatch,
         assert f"{number.name}: this step is finished and saved first" in said
         assert "the same command with --ckpt_path last goes on from there" in said
         assert "Traceback" not in said
-    assert result()["epoch"] < 9
+    assert result(LAST)["epoch"] < 9
     frugal.main(["fit", "-c", "configs/small.yaml", "--ckpt_path", "last"])
-    assert same(result(), uninterrupted)
+    assert same(result(LAST), uninterrupted)
     assert not list(LAST.parent.glob("*.partial")) or number == signal.SIGKILL
 
 

@@ -10,7 +10,9 @@ import torch
 
 import frugal
 from callbacks import ComplexityMonitor
+from callbacks.folder import write_whole
 from commands.resume import checkpoint_path
+from commands.run_folder import copy_aside
 from networks import InputError
 
 CONFIG = """\
@@ -142,10 +144,58 @@ def test_refusals_come_before_the_earlier_run_is_set_aside(here, capsys, options
     assert contents() == before
 
 
-def test_a_resume_that_fails_loses_nothing(here, monkeypatch):
-    def broken(*arguments):
-        raise OSError("the disk is gone")
+def broken(*arguments):
+    raise OSError("the disk is gone")
 
+
+def test_a_start_that_fails_puts_the_earlier_run_back(here, capsys, monkeypatch):
+    """Whatever refuses it, and however late: here a callback's setup, and what comes behind the sanity check."""
+    before = contents()
+    fit, options = ("fit", "-c", "configs/small.yaml"), ("--trainer.max_epochs", 3)
+    ramp = ("--trainer.callbacks+=TemperatureAnnealing", "--trainer.callbacks.schedule=cosine",
+            "--trainer.callbacks.end=0.1")  # fmt: skip
+    line = refused(capsys, *fit, "--trainer.max_epochs", -1, *ramp, "--model.schedule", "constant")
+    assert line.startswith("a cosine temperature ends with the run's last epoch")
+    assert contents() == before
+    with monkeypatch.context() as patch:
+        patch.setattr(ComplexityMonitor, "on_train_start", broken)
+        for arguments in (fit, RESUME):
+            with pytest.raises(OSError, match="the disk is gone"):
+                run(*arguments, *options)
+            assert contents() == before
+    run(*RESUME, *options)
+    assert torch.load(LAST, weights_only=True)["epoch"] == 2
+
+
+@pytest.mark.parametrize("name", ["val/acc", "val_top1", "top1"])
+def test_a_monitor_that_nothing_logs_is_refused_before_training(here, capsys, name):
+    before = contents()
+    assert refused(capsys, "fit", "-c", "configs/small.yaml", "--checkpoint.monitor", name) == (
+        f"ModelCheckpoint has the monitor {name}, which nothing logs: give one of val/loss, val/top1, val/top5 "
+        "(--checkpoint.monitor NAME), or of training, train/..."
+    )
+    assert contents() == before
+
+
+def test_a_score_of_training_can_be_the_monitor(here):
+    run("fit", "-c", "configs/small.yaml", "--checkpoint.monitor", "train/top1", "--trainer.max_epochs", 1)
+    assert (LAST.parent / "best.ckpt").is_file()
+
+
+def test_what_a_run_cannot_go_on_without_is_there_at_any_moment(tmp_path, monkeypatch):
+    """Resuming compares config.yaml: half of it would be another run."""
+    path = tmp_path / "config.yaml"
+    path.write_text("before")
+    place = path.stat().st_ino
+    assert copy_aside(path) == tmp_path / "config.yaml.1"
+    assert path.stat().st_ino == place  # never renamed
+    monkeypatch.setattr("os.replace", broken)
+    with pytest.raises(OSError, match="the disk is gone"):
+        write_whole(path, "after")
+    assert path.read_text() == (tmp_path / "config.yaml.1").read_text() == "before"
+
+
+def test_a_resume_that_fails_loses_nothing(here, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(ComplexityMonitor, "on_fit_start", broken)
         with pytest.raises(OSError, match="the disk is gone"):

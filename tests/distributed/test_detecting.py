@@ -20,7 +20,7 @@ def folders(tmp_path_factory):
         found.append(tmp_path_factory.mktemp(f"devices{devices}"))
         command = [sys.executable, Path(__file__).parent / "detecting.py", str(devices), found[-1]]
         env = {**os.environ, "PYTHONPATH": str(ROOT)}
-        subprocess.run(command, check=True, capture_output=True, env=env, cwd=found[-1], timeout=300)
+        subprocess.run(command, check=True, capture_output=True, env=env, cwd=found[-1], timeout=1200)
     return found
 
 

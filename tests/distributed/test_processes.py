@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from methods import METHODS
 
 ROOT = Path(__file__).parent.parent.parent
+PATHS = os.pathsep.join([str(ROOT), str(ROOT / "tests/shared")])
 
 
 @pytest.fixture(scope="module")
@@ -18,8 +20,8 @@ def results(tmp_path_factory):
     for devices in (1, 2):
         folder = tmp_path_factory.mktemp(f"devices{devices}")
         command = [sys.executable, Path(__file__).parent / "training.py", str(devices), folder]
-        env = {**os.environ, "PYTHONPATH": str(ROOT)}
-        subprocess.run(command, check=True, capture_output=True, env=env, cwd=folder, timeout=300)
+        env = {**os.environ, "PYTHONPATH": PATHS}
+        subprocess.run(command, check=True, capture_output=True, env=env, cwd=folder, timeout=1200)
         found[devices] = torch.load(folder / "result.pt", weights_only=True)
     return found[1], found[2]
 
@@ -34,6 +36,21 @@ def test_gradients_and_weights_equal_one_process_on_the_joined_batch(results):
     assert one["state"].keys() == two["state"].keys()
     for name, value in one["state"].items():
         assert torch.allclose(two["state"][name].float(), value.float(), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "mixup"])
+def test_gradients_of_every_method_equal_one_process_on_the_joined_batch(results, name):
+    """With batch normalisation in eval mode and without dropout; positions of a routing map come from equal images."""
+    one, two = (result["methods"][name] for result in results)
+    assert one.keys() == two.keys() != set()
+    assert sum(float(gradient.abs().max()) > 1e-4 for gradient in one.values()) > len(one) / 2
+    for parameter, gradient in one.items():
+        assert torch.allclose(two[parameter], gradient, atol=1e-6, rtol=1e-5), parameter
+
+
+def test_one_wandb_run_for_all_processes(results):
+    for result in results:
+        assert [name for name, holds in result["wandb"].items() if not holds] == []
 
 
 def test_metrics_are_over_each_sample_once(results):

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from methods import METHODS, build, build_callbacks, write_teacher
 from pytorch_lightning import Callback, LightningDataModule, Trainer, seed_everything
-from pytorch_lightning.loggers import CSVLogger
-from torch import nn
+from pytorch_lightning.loggers import CSVLogger, WandbLogger
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from callbacks import Distillation, ExactResume, LastCheckpoint, LayerMonitor
 from datamodules.base import DataModule
@@ -35,6 +37,24 @@ class Odd(DataModule):
             Images(rng.integers(0, 17, (n, 1, 8, 8), dtype=np.uint8), rng.integers(0, 10, n), (8.0,), (5.0,), pad, flip)
             for n, pad, flip in ((19, 1, True), (7, 0, False), (11, 0, False))
         )
+
+
+class OneImage(Odd):
+    """Always the same image, so that what a device averages over its share is the same on every one."""
+
+    def setup(self, stage=None):
+        super().setup(stage)
+        labels, crops = self.train_set.labels, self.train_set.crops[:1, :, 1, 1]
+        self.train_set = Images(crops.repeat(len(labels), 0), labels, (8.0,), (5.0,))
+
+
+class FixedStatistics(Callback):
+    """Batch normalisation in eval mode alone, and no dropout: there processes and the joined batch compute the same."""
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        for layer in pl_module.modules():
+            if isinstance(layer, _BatchNorm | nn.Dropout):
+                layer.eval()
 
 
 class FirstGradients(Callback):
@@ -60,6 +80,35 @@ def trainer(devices: int, folder: str, *callbacks: Callback, logger=False, **opt
         callbacks=list(callbacks), default_root_dir=folder, enable_checkpointing=bool(options),
         enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, **options,
     )  # fmt: skip
+
+
+def gradients_of(name: str, devices: int, folder: Path) -> dict[str, Tensor]:
+    """Gradients of a method's first step."""
+    torch.manual_seed(4)
+    options = {"network_args": {"width": 0.1, "drop_rate": 0.0, "drop_path_rate": 0.0}} if name == "rexnet" else {}
+    module, gradients = build(name, **options), FirstGradients()
+    data = OneImage(4) if "routed" in name else Odd(4)
+    runner = trainer(devices, str(folder), *build_callbacks(name), FixedStatistics(), gradients, max_steps=1)
+    runner.fit(module, datamodule=data)
+    assert gradients.gradients is not None
+    return gradients.gradients
+
+
+def one_wandb_run(devices: int, folder: Path) -> dict[str, bool]:
+    """A run that W&B watches offline; and what holds of it."""
+    import wandb
+
+    torch.manual_seed(0)
+    logger = WandbLogger(save_dir=folder, offline=True)
+    trainer(devices, str(folder), logger=logger).fit(build("biprop"), datamodule=Odd(batch_size=4))
+    opened = [wandb.run is not None] * devices
+    if devices > 1:
+        torch.distributed.all_gather_object(opened, wandb.run is not None)
+    wandb.finish()
+    return {
+        "opened by rank 0 alone": opened == [True, *[False] * (devices - 1)],
+        "one folder": len(list(folder.rglob("offline-run-*/run-*.wandb"))) == 1,
+    }
 
 
 def with_dropout(devices: int, folder: Path, seed: int, max_steps: int = -1, resume: bool = False) -> dict:
@@ -188,6 +237,10 @@ def main(devices: int, folder: str) -> None:
     result["experts"] = taught_experts(devices, Path(folder) / "experts")
     result["positions"] = learned_positions(devices, Path(folder) / "positions")
     result["resumed equals straight"] = resumed_equals_straight(devices, Path(folder))
+    write_teacher(Path())
+    methods = [name for name in METHODS if name != "mixup"]  # it draws a weight for each device
+    result["methods"] = {name: gradients_of(name, devices, Path(folder) / "methods") for name in methods}
+    result["wandb"] = one_wandb_run(devices, Path(folder) / "wandb")
     if runner.is_global_zero:
         torch.save(result, Path(folder) / "result.pt")
 

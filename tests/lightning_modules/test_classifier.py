@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from pytorch_lightning import Callback, LightningDataModule, Trainer, seed_everything
-from runs import Stop
+from runs import Stop, without_hours
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -324,7 +324,7 @@ def test_a_resumed_run_mixes_as_one_that_was_not_interrupted(tmp_path, weights_d
         path = folder / "checkpoints/last.ckpt" if resume else None
         with pytest.raises(SystemExit) if stop else torch.enable_grad():
             trainer.fit(module, Digits(), ckpt_path=path, weights_only=True)
-        return module.state_dict(), [{k: v for k, v in row.items() if k != "hours"} for row in curves.history]
+        return module.state_dict(), without_hours(curves.history)
 
     weights, rows = run(tmp_path / "whole")
     whole = drawn[:]

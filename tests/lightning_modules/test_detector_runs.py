@@ -5,7 +5,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from pytorch_lightning import Callback, Trainer, seed_everything
-from runs import Stop, same
+from runs import Stop, same, without_hours
 from torch import nn
 
 from callbacks import ExactResume, LastCheckpoint, TrainingCurves
@@ -124,7 +124,7 @@ def run(folder, steps=None, resume=False):
     runner = trainer(folder, *callbacks, max_epochs=3)
     with pytest.raises(SystemExit, match="143") if steps else nullcontext():
         runner.fit(module, Data(), ckpt_path=folder / "last.ckpt" if resume else None, weights_only=True)
-    return module, runner, [{name: v for name, v in row.items() if name != "hours"} for row in curves.history]
+    return module, runner, without_hours(curves.history)
 
 
 @pytest.mark.parametrize("steps", [2, 8], ids=["in the warm-up", "in the second epoch"])

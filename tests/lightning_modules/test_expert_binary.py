@@ -8,7 +8,7 @@ import timm
 import torch
 from pytorch_lightning import Callback, Trainer, seed_everything
 from pytorch_lightning.loggers import CSVLogger
-from runs import Stop, same
+from runs import Stop, same, without_hours
 from torch import nn
 
 from callbacks import Distillation, ExactResume, LastCheckpoint, LayerMonitor, TrainingCurves
@@ -576,7 +576,7 @@ def run(folder, start, stop=None, resume=False):
     if stop:
         return None
     monitor = next(callback for callback in trainer.callbacks if isinstance(callback, LayerMonitor))
-    curves = [{name: v for name, v in row.items() if name != "hours"} for row in callbacks[2].history]
+    curves = without_hours(callbacks[2].history)
     return copy(module), curves, monitor.history, trainer.optimizers[0].state_dict()["state"]
 
 
