@@ -174,10 +174,7 @@ class FrugalCLI(LightningCLI):
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        try:
-            self.config = parser.parse_args(args)
-        except UnicodeDecodeError as error:
-            raise InputError(f"-c takes YAML files, and one of these is none ({error})") from error
+        self.config = parser.parse_args(args)
 
     def _set_seed(self) -> None:
         seed = self._get(self.config, "seed_everything")
@@ -267,13 +264,14 @@ class FrugalCLI(LightningCLI):
         kept = self.checkpoint.get("wandb_id") if self.resuming or self.subcommand != "fit" else None
         wandb_id = kept  # also where W&B does not listen this time
         for logger in filter(None, loggers):
-            if logger.init_args.get("save_dir", "elsewhere") in (None, "."):
-                logger.init_args.save_dir = os.path.abspath(log_folder)  # W&B's own process may stand elsewhere
-            if logger.init_args.get("name", "") is None:
-                logger.init_args.name = str(self.folder)
+            given = logger.get("init_args", Namespace())
+            if given.get("save_dir", "elsewhere") in (None, "."):
+                given.save_dir = os.path.abspath(log_folder)  # W&B's own process may stand elsewhere
+            if given.get("name", "") is None:
+                given.name = str(self.folder)
             if logger.class_path.endswith("WandbLogger"):
-                wandb_id = logger.init_args.id or kept or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
-                logger.init_args.id = wandb_id
+                wandb_id = given.id or kept or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
+                given.id = wandb_id
         self.save_config_kwargs = {"resolved": self.resolved, "wandb_id": wandb_id}
 
     def _choose_callbacks(self, config: Namespace) -> None:
