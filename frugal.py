@@ -1,6 +1,7 @@
 """The command `frugal`. It only finds the subcommand; what that needs is imported when it runs."""
 
 import difflib
+import errno
 import importlib
 import os
 import sys
@@ -21,6 +22,9 @@ COMMANDS = {
     "dashboard": ("make a workspace and a report of a W&B project", "commands.dashboard"),
     "count": ("show what a network costs: parameters, FLOPs, BOPs, stored bits", "commands.count"),
 }
+# What a disk refuses. Other errors of the system are faults of ours, and keep their traceback.
+REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO}
+REFUSED |= {errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
 
 
 def usage() -> str:
@@ -51,19 +55,30 @@ def main(arguments: list[str] | None = None) -> None:
     sys.path.append(os.getcwd())  # users' own classes; a console script does not look there
     module = importlib.import_module(COMMANDS[name][1])
     from commands.memory import keep_freed_memory
-    from networks import InputError
 
     keep_freed_memory()
 
     try:
         module.main(given if COMMANDS[name][1] == "commands.train" else given[1:])
     except Exception as error:
-        cause: BaseException | None = error  # parsers and trainers wrap what went wrong
-        while cause and not isinstance(cause, InputError):
-            cause = cause.__cause__ or cause.__context__
-        if cause is None:
+        if (reason := reason_of(error)) is None:
             raise
-        fail(str(cause), 1)
+        fail(reason, 1)
+
+
+def reason_of(error: BaseException) -> str | None:
+    """What the user can mend, in one line; None for what is a fault of ours."""
+    from networks import InputError
+
+    if isinstance(error, OSError) and error.errno in REFUSED:
+        return f"{error.filename or 'a file'} cannot be used ({error.strerror}): see to its path, rights and disk"
+    cause: BaseException | None = error
+    while cause:  # parsers and trainers wrap what went wrong
+        by_hand = isinstance(cause, ModuleNotFoundError) and cause.name is None  # of a library, about what it needs
+        if by_hand or isinstance(cause, InputError):
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 def fail(message: str, status: int) -> None:

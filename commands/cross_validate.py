@@ -1,6 +1,5 @@
 """`frugal cross-validate`: train and test one config on each fold of its data."""
 
-import argparse
 import csv
 import os
 import secrets
@@ -11,6 +10,7 @@ import numpy as np
 from rich.console import Console
 
 from commands import seeds
+from commands.options import Options
 from commands.run_folder import config_path, lock, run_folder, set_another_aside, set_aside
 from networks import InputError
 
@@ -30,9 +30,7 @@ CHOSEN = ("--ckpt_path", "--data.test_fold", "--data.init_args.test_fold", "--tr
 
 def main(arguments: list[str] | None = None) -> None:
     """Train, test and summarise."""
-    parser = argparse.ArgumentParser(
-        "frugal cross-validate", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Options("cross-validate", DESCRIPTION)
     parser.add_argument("-c", "--config", action="append", required=True, help="config of the runs, and its overlays")
     parser.add_argument("--seed_everything", type=int, default=0, metavar="SEED", help="of all folds; the default is 0")
     parser.add_argument(
@@ -52,6 +50,7 @@ def run_all(configs: list[str], overrides: list[str], seed: int, results: Path) 
     cli = _build(given)
     home = run_folder(configs, seed)
     folders = {fold: home.parent / f"fold{fold}" / home.name for fold in range(1, cli.datamodule.folds + 1)}
+    path = seeds.room_for(results / f"{config_path(configs)}_folds_{home.name}.json")
     group = os.environ.setdefault("WANDB_RUN_GROUP", f"{config_path(configs)}/{home.name}")
     for fold, folder in folders.items():
         if (folder / "run.json").exists() and not (folder / "checkpoints/last.ckpt").exists():
@@ -61,7 +60,6 @@ def run_all(configs: list[str], overrides: list[str], seed: int, results: Path) 
         seeds.train_and_test(f"fold {fold}", folder, own)
         seeds.command(f"fold {fold}", "predict", *own)
     result = summary(configs, overrides, seed, folders)
-    path = results / f"{config_path(configs)}_folds_{home.name}.json"
     set_another_aside(path, result, seeds.DESCRIBED)
     seeds.write(result, path)
     picture = home.with_name(f"confusion_{home.name}.png")
@@ -77,9 +75,9 @@ def _build(given: list[str]) -> Any:
     Raises:
         InputError: what cannot work, before anything is trained; data without folds.
     """
-    from commands.train import FrugalCLI
+    from commands.untrained import Untrained
 
-    cli = FrugalCLI(given, run=False)
+    cli = Untrained(given)
     if not hasattr(cli.datamodule, "folds"):
         raise InputError(f"{type(cli.datamodule).__name__} has no folds to validate across: datamodules.ESC50 has")
     if cli.datamodule.validates:

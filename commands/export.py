@@ -1,6 +1,5 @@
 """`frugal export`: a ticket as a file."""
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import nn
 
 import networks
 from commands import resume
+from commands.options import Options
 from lightning_modules import Biprop, initial
 from networks import InputError, biprop
 
@@ -25,9 +25,7 @@ CHECKPOINT is a checkpoint of ours, a ticket file, or with -c CONFIG a checkpoin
 
 def main(arguments: list[str] | None = None) -> None:
     """Write the file and say what it weighs."""
-    parser = argparse.ArgumentParser(
-        "frugal export", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Options("export", DESCRIPTION)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path)
     parser.add_argument("--ticket", metavar="FILE", type=Path, required=True, help="file to write")
     parser.add_argument(

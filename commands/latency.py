@@ -1,6 +1,5 @@
 """`frugal latency`: how long networks take for one image on the CPU, and for a batch on a GPU."""
 
-import argparse
 import json
 import platform
 import re
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 import networks
 from callbacks.record import provenance
+from commands.options import Options
 from networks import InputError
 
 DESCRIPTION = """\
@@ -86,9 +86,7 @@ def build(text: str) -> Timed:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Time, print, draw."""
-    parser = argparse.ArgumentParser(
-        "frugal latency", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Options("latency", DESCRIPTION)
     parser.add_argument(
         "networks",
         nargs="*",

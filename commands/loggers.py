@@ -29,17 +29,17 @@ def choose(trainer: Namespace, folder: Path, names: dict[str, Any], kept: str | 
         trainer.logger = Namespace(class_path="pytorch_lightning.loggers.CSVLogger", init_args=Namespace(csv))
     wandb_id = kept
     for logger in filter(None, trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]):
-        given = logger.init_args
-        if given.get("save_dir") in (None, "."):
+        given = logger.get("init_args", Namespace())
+        if given.get("save_dir", "elsewhere") in (None, "."):
             given.save_dir = os.path.abspath(trainer.default_root_dir)  # W&B's own process may stand elsewhere
         if given.get("name", "") is None:
             given.name = str(folder)
         if logger.class_path.endswith("WandbLogger"):
             wandb_id = given.id or kept or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
             given.id = wandb_id
-            for key, variable in (
-                WANDB_NAMES.items() if kept is None else ()
-            ):  # else it has its own, and tags since added
+            if kept is not None:  # it has its own, and tags since added
+                continue
+            for key, variable in WANDB_NAMES.items():
                 if given.get(key) is None and variable not in os.environ:
                     given[key] = names[key]
     return wandb_id

@@ -6,17 +6,32 @@ import functools
 import inspect
 import re
 import sys
+from pathlib import Path
 from typing import Any, NoReturn
 
-from jsonargparse import _typehints
+import yaml
+from jsonargparse import Namespace, _loaders_dumpers, _typehints
 from pytorch_lightning.cli import LightningArgumentParser
 
 import datamodules  # both imported for their classes to be known by name: --model Biprop
 import lightning_modules
 
+# Whose options these are, for a config that is given to another command.
+COMMAND_OF = {
+    **dict.fromkeys(("model", "data", "trainer", "checkpoint"), "fit"),
+    **dict.fromkeys(("search", "ray"), "search"),
+    "study": "rank",
+}
+
 
 class Parser(LightningArgumentParser):
     """Lightning's parser, whose messages span many lines of union types."""
+
+    def parse_path(self, path: Any, *arguments: Any, **options: Any) -> Namespace:
+        """Refuse a config that is none by its name, which jsonargparse's messages lack; includes come here too."""
+        if wrong := _not_a_config(Path(path)):
+            self.error(f"{path} is no config: {wrong}")
+        return super().parse_path(path, *arguments, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # a parser of one of several types that a value may have: the next one is tried
@@ -38,8 +53,21 @@ def try_int_first(parser: LightningArgumentParser) -> None:
             action._typehint = int | float | None  # type: ignore[attr-defined]
 
 
+def _not_a_config(path: Path) -> str:
+    """What keeps a file from being a config, empty where nothing does."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except UnicodeDecodeError as error:
+        return f"-c takes YAML files, and this is none ({error})"
+    except yaml.YAMLError as error:
+        place = getattr(error, "problem_mark", None)
+        return f"it is no YAML ({getattr(error, 'problem', error)}" + (f", line {place.line + 1})" if place else ")")
+    return "" if isinstance(content, dict) else "it has no `key: value`, such as `model: ...`"
+
+
 NOISE = re.compile(
-    r"Does not validate|Expected a path|Expected a <class 'NoneType'>|Problem with given|Subtypes:|Errors:|Given "
+    r"Does not validate|Expected a path|Expected a <class 'NoneType'>|Problem with given|Subtypes:|Errors:|Given |"
+    r"Subclass types expect|a class path \(str\)|a dict with"
 )
 
 
@@ -62,20 +90,25 @@ def _one_line(message: str) -> str:
 
 
 def _suggestion(message: str, parser: LightningArgumentParser) -> str:
-    """`; did you mean ...?` for a word of the message that is nearly a key or a class."""
-    known_as = r"(?:option|key) '([^']+)'|import path string: (\S+)|unrecognized arguments: --([\w.]+)"
+    """`; did you mean ...?` for a word of the message that is nearly a key or a class, or another remedy."""
+    if re.search(r"required: \w+\.model$", message):
+        return ": give a config, -c CONFIG"
+    known_as = r"(?:option|key|attribute|module named) '([^']+)'|path string: (\S+)|unrecognized arguments: --([\w.]+)"
     wrong = re.search(known_as, message, re.IGNORECASE)
     if not wrong:
         return ""
     names = _known_names(parser)
-    typed = next((part for part in (wrong[1] or wrong[2] or wrong[3]).split(".") if part not in names), "")
-    close = difflib.get_close_matches(typed, names, n=1)
+    typed = (wrong[1] or wrong[2] or wrong[3]).split(".")
+    if typed[0] not in names and typed[0] in COMMAND_OF:
+        return f": it is one of frugal {COMMAND_OF[typed[0]]}"
+    close = difflib.get_close_matches(next((part for part in typed if part not in names), ""), names, n=1)
     return f"; did you mean {close[0]}?" if close else ""
 
 
 def _known_names(parser: LightningArgumentParser) -> set[str]:
     names = {part for action in parser._actions for part in action.dest.split(".")}
     for package in (datamodules, lightning_modules):
+        names.add(package.__name__)
         for name in package.__all__:
             names |= {name, *inspect.signature(getattr(package, name).__init__).parameters}
     return names
@@ -102,3 +135,6 @@ def _discard_arguments(parser_or_action: Any, before: Any, now: Any, original: A
 _typehints.discard_init_args_on_class_path_change = functools.partial(
     _discard_arguments, original=_typehints.discard_init_args_on_class_path_change
 )
+
+# jsonargparse hands a nested argument on as Python writes it: `--model.network_args.x null` would become a text.
+_loaders_dumpers.get_yaml_default_loader().add_implicit_resolver("tag:yaml.org,2002:null", re.compile("^None$"), ["N"])

@@ -9,6 +9,7 @@ import torch
 import yaml
 from pytorch_lightning import LightningModule
 
+from lightning_modules.initial import reason
 from networks import InputError
 
 # What may change when a run goes on: where data are and how fast they come, not what is trained on what.
@@ -42,13 +43,12 @@ def read(path: Path, device: str = "meta") -> dict[str, Any]:
     try:
         # Files of before PyTorch 1.6 are no archives that can be mapped.
         checkpoint = torch.load(path, map_location=device, weights_only=True, mmap=zipfile.is_zipfile(path))
-        if "state_dict" not in checkpoint:
-            raise KeyError("state_dict")
+        if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+            raise ValueError("it has no state_dict")
         return checkpoint
     except Exception as error:
-        reason = str(error).split("\n")[0]
         raise InputError(
-            f"{path} is cut short or not a checkpoint ({reason}): take another, such as best.ckpt beside it"
+            f"{path} is cut short or not a checkpoint ({reason(error)}): take another, such as best.ckpt beside it"
         ) from error
 
 
@@ -66,7 +66,7 @@ def epochs_done(checkpoint: dict[str, Any]) -> int:
     Raises:
         InputError: it has weights alone, from which no run goes on.
     """
-    if "loops" not in checkpoint:
+    if not {"loops", "optimizer_states"} <= checkpoint.keys():
         raise InputError("the checkpoint has weights alone: start from them with --model.initial_checkpoint FILE")
     return checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
 
@@ -83,7 +83,10 @@ def check_same_run(saved: Path, config: dict[str, Any]) -> None:
     """
     if not saved.is_file():
         return
-    before, now = (dict(_leaves(part)) for part in (yaml.safe_load(saved.read_text()), config))
+    try:
+        before, now = dict(_leaves(yaml.safe_load(saved.read_text()))), dict(_leaves(config))
+    except (ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
+        raise InputError(f"{saved} is damaged: restore it, or remove it to go on without comparing recipes") from error
     changed = [
         f"{key}={before.get(key)}, now {now.get(key)}"
         for key in sorted(before.keys() | now.keys())

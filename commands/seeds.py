@@ -17,6 +17,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from commands.options import Options
 from commands.run_folder import config_path, run_folder, set_another_aside
 from networks import InputError
 
@@ -34,9 +35,7 @@ DESCRIBED = ("config", "overlays", "overrides")  # what `described` tells
 
 def main(arguments: list[str] | None = None) -> None:
     """Train, test and summarise."""
-    parser = argparse.ArgumentParser(
-        "frugal seeds", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Options("seeds", DESCRIPTION)
     add_arguments(parser, [0, 1, 2])
     options, overrides = parse(parser, arguments)
     result = run_all(options.config, overrides, options.seeds, options.results)
@@ -66,17 +65,20 @@ def run_all(configs: list[str], overrides: list[str], seeds: list[int], results:
     """Train and test with every seed, and write the summary to results/<path of the config>.json."""
     given = [part for config in configs for part in ("-c", config)] + overrides
     folders = {seed: run_folder(configs, seed) for seed in seeds}
+    path = room_for(results / f"{config_path(configs)}.json")
     for seed, folder in folders.items():
         train_and_test(f"seed {seed}", folder, [*given, "--seed_everything", str(seed)])
     result = summary(configs, overrides, folders)
-    path = results / f"{config_path(configs)}.json"
     set_another_aside(path, result, (*DESCRIBED, "seeds"))
     write(result, path)
     return result
 
 
 def _seeds(text: str) -> list[int]:
-    seeds = [int(seed) for seed in text.split(",")]
+    try:
+        seeds = [int(seed) for seed in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} are no seeds, such as 0,1,2") from error
     if len(set(seeds)) < len(seeds):
         raise argparse.ArgumentTypeError(f"{text} names a seed twice")
     return seeds
@@ -155,9 +157,21 @@ def spreads(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return {name: spread([run["metrics"][name] for run in runs]) for name in runs[0]["metrics"]}
 
 
+def room_for(path: Path) -> Path:
+    """A result's path, where it can be written: asked before hours are spent on it.
+
+    Raises:
+        InputError: a folder has its name.
+        OSError: its folder cannot be made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, and results go there: rename it")
+    return path
+
+
 def write(result: dict[str, Any], path: Path) -> None:
     """Write a result to a JSON file, and say where."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
     print(path)
 

@@ -1,6 +1,5 @@
 """`frugal steps`: train and test a config after all the configs that it starts from."""
 
-import argparse
 import os
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from commands import seeds
+from commands.options import Options
 from commands.references import checkpoint_of, references
 from commands.run_folder import run_folder
 from networks import InputError
@@ -27,9 +27,7 @@ inside one, the same command goes on where it was; what is done is not trained a
 
 def main(arguments: list[str] | None = None) -> None:
     """Train, test and report, one config after the other."""
-    parser = argparse.ArgumentParser(
-        "frugal steps", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Options("steps", DESCRIPTION)
     seeds.add_arguments(parser, [0])
     options, overrides = seeds.parse(parser, arguments)
     last, *overlays = options.config

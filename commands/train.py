@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -33,6 +34,7 @@ from callbacks import (
 from callbacks.record import RunRecord
 from commands import loggers, references, resume, run_folder
 from commands.hardware import check_gpus, use_our_plugins
+from commands.numbers import check_length, check_numbers
 from commands.parser import Parser, try_int_first
 from datamodules.base import DataModule, check_batch_size
 from lightning_modules import Biprop
@@ -64,7 +66,7 @@ def main(arguments: list[str]) -> None:
     warnings.filterwarnings("ignore", ".*(box|mask)_ap.*sync_dist=True.*")  # it is computed once, and sent to all
     warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated")  # Lightning's own, with recent torch
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.msg)
-    with ExitStack() as held:
+    with ExitStack() as held, trainer_errors():
         FrugalCLI(arguments, held=held)
 
 
@@ -78,23 +80,38 @@ def parse(arguments: list[str]) -> Namespace:
     return Parsed(arguments, run=False).config
 
 
-def leave_weights_out(config: Namespace) -> None:
-    """Fetch none for a network that gets others, or none at all: machines that compute may have no way to them."""
+def leave_weights_out(config: Namespace) -> dict[str, Any] | None:
+    """Fetch none for a network that gets others, or none at all: machines that compute may have no way to them.
+
+    Returns:
+        The arguments of the network as they were, if they ask for weights.
+    """
     init_args = (config.model or Namespace()).get("init_args", Namespace())
-    if isinstance(init_args.get("network_args"), dict):
-        init_args.network_args = without_weights(init_args.network_args)
+    given = init_args.get("network_args")
+    if not isinstance(given, dict):
+        return None
+    init_args.network_args = without_weights(given)
+    return given if given != init_args.network_args else None
 
 
 @contextmanager
-def trainer_errors() -> Iterator[None]:
-    """Say in one line what a trainer cannot do on this machine."""
+def trainer_errors(*others: type[Exception]) -> Iterator[None]:
+    """Say in one line what Lightning refuses, or cannot do on this machine.
+
+    Args:
+        others: errors that mean the same while a trainer is built.
+    """
+    kinds: tuple[type[Exception], ...] = (MisconfigurationException, *others)
     try:
         yield
-    except MisconfigurationException as error:
-        raise InputError(
-            f"trainer: {str(error).rstrip('.!')}; torch sees {torch.cuda.device_count()} GPUs here: leave the "
-            "hardware overlay out, or give --trainer.accelerator and --trainer.devices"
-        ) from error
+    except kinds as error:
+        remedy = "`frugal fit --help` lists what it takes"
+        if re.search("accelerator|device|backend|strategy", str(error)):
+            remedy = (
+                f"torch sees {torch.cuda.device_count()} GPUs here: leave the hardware overlay out, or give "
+                "--trainer.accelerator and --trainer.devices"
+            )
+        raise InputError(f"trainer: {' '.join(str(error).split()).rstrip('.!')}; {remedy}") from error
 
 
 def _awaits_validation(callback: Any) -> bool:
@@ -167,10 +184,13 @@ class FrugalCLI(LightningCLI):
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        try:
-            self.config = parser.parse_args(args)
-        except UnicodeDecodeError as error:
-            raise InputError(f"-c takes YAML files, and one of these is none ({error})") from error
+        self.config = parser.parse_args(args)
+
+    def _set_seed(self) -> None:
+        seed = self._get(self.config, "seed_everything")
+        if not isinstance(seed, bool) and not 0 <= seed < 2**32:
+            raise InputError(f"seed_everything={seed} must lie in 0 to 2**32 - 1")
+        super()._set_seed()
 
     def _parse_ckpt_path(self) -> None:
         """Not Lightning's, which lets the checkpoint override what was typed: here the two must agree."""
@@ -196,8 +216,9 @@ class FrugalCLI(LightningCLI):
                 resume.check_same_run(self.folder / "config.yaml", self.resolved)
             fits = self.subcommand == "fit"
             references.resolve(config, config.seed_everything, needs=fits, starts=fits and self.ckpt_path is None)
-            if self.ckpt_path or self.ticket:
-                leave_weights_out(config)
+            asked = leave_weights_out(config)
+            self.asked = None if self.ckpt_path or self.ticket else asked
+            check_numbers(config.trainer)
             names = loggers.wandb_names(run_folder.typed_configs(self.arguments), self.subcommand)
             kept = self.checkpoint.get("wandb_id") if self.resuming or not fits else None
             wandb_id = loggers.choose(config.trainer, self.folder, names, kept)
@@ -207,7 +228,7 @@ class FrugalCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer | None:  # type: ignore[override]
         if not self.subcommand:
             return None
-        with trainer_errors():
+        with trainer_errors(ValueError):
             trainer = super().instantiate_trainer(**kwargs)
         use_our_plugins(trainer)
         if not getattr(self.datamodule, "validates", True):  # then no epoch is the best one: last.ckpt is the result
@@ -222,6 +243,9 @@ class FrugalCLI(LightningCLI):
         self.folder = Path(config.trainer.default_root_dir)
         if config.checkpoint.dirpath is None:
             config.checkpoint.dirpath = str(self.folder / "checkpoints")
+        for folder in (self.folder, Path(config.checkpoint.dirpath)):
+            if folder.exists() and not folder.is_dir():
+                raise InputError(f"{folder} is a file, and a run needs a folder there: rename it, or give another")
         log_folder = self.folder if self.subcommand == "fit" else self.folder / str(self.subcommand)
         config.trainer.default_root_dir = str(log_folder)
 
@@ -283,13 +307,26 @@ class FrugalCLI(LightningCLI):
                 f"{type(self.datamodule).__name__} has nothing to validate on as it is: `frugal test` scores the test "
                 "data, and --data.val_fold takes a fold from training"
             )
+        if isinstance(self.model, Task):
+            self.model.check_data(self.datamodule)
         if subcommand == "fit":
             self._prepare_fit()
+        elif self.asked:
+            self._fetch_weights()
         if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            Path(self.trainer.default_root_dir).mkdir(
-                parents=True, exist_ok=True
-            )  # from there W&B looks for the commit
-        return {**kwargs, "ckpt_path": self.ckpt_path, "weights_only": True}
+            folder = Path(self.trainer.default_root_dir)
+            folder.mkdir(parents=True, exist_ok=True)  # from there W&B looks for the commit
+        return {**kwargs, "model": self.model, "ckpt_path": self.ckpt_path, "weights_only": True}
+
+    def _fetch_weights(self) -> None:
+        """Build the model once more, with the weights that it asks for.
+
+        To learn that they are out of reach takes a minute; all else has been refused by then.
+        """
+        self.config[self.subcommand].model.init_args.network_args = self.asked
+        del self.config_dump  # Lightning's copy, of which a module's hyperparameters are
+        self._set_seed()
+        self.model = self._get(self.parser.instantiate_classes(self.config), "model")
 
     def _run_subcommand(self, subcommand: str) -> None:
         """A start that fails leaves an earlier run as it was: loggers have to write before all can be refused."""
@@ -313,32 +350,41 @@ class FrugalCLI(LightningCLI):
                 )
 
     def _prepare_fit(self) -> None:
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, Distillation):
-                callback.prepare(self.model)
+        trial = self.trainer.fast_dev_run  # type: ignore[attr-defined]
         steps = None  # of an epoch
         if isinstance(self.datamodule, DataModule):
             self.datamodule.setup("fit")
-            steps = len(self.datamodule.train_dataloader()) // self.trainer.accumulate_grad_batches
+            batches = len(self.datamodule.train_dataloader())
+            check_length(self.trainer, batches)
+            steps = batches // self.trainer.accumulate_grad_batches
         if isinstance(self.model, Task):
-            if self.trainer.max_epochs is not None and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            if self.trainer.max_epochs is not None and not trial:
                 self.model.check_epochs(self.trainer.max_epochs, steps)
             if isinstance(self.datamodule, DataModule):
                 shares = self.trainer.world_size * self.trainer.accumulate_grad_batches
                 self.model.check_share(self.datamodule.batch_size // shares)
-            if not self.ckpt_path:
-                self._check_initial(self.model.initial_checkpoint)
-                self.model.load_initial()
+            self.model.build_optimizer()
+            self._check_initial(self.model.initial_checkpoint)
         done, wanted = resume.epochs_done(self.checkpoint) if self.ckpt_path else 0, self.trainer.max_epochs
-        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
-        if self.resuming:
+        if self.resuming and not trial:
             if wanted == done:
                 rank_zero_info(f"{self.folder} has its {done} epochs already: nothing to do")
                 raise SystemExit
             if wanted is not None and 0 <= wanted < done:
                 raise InputError(f"{self.folder} has {done} epochs, more than --trainer.max_epochs {wanted}")
-        self._make_room()
+        self._take_weights()
+        if not trial:
+            self._make_room()
+
+    def _take_weights(self) -> None:
+        """Those of the network, of an earlier run, of a teacher: last, for some of them may have to be fetched."""
+        if self.asked:
+            self._fetch_weights()
+        if isinstance(self.model, Task) and not self.ckpt_path:
+            self.model.load_initial()
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Distillation):
+                callback.prepare(self.model)
 
     def _check_initial(self, path: str | None) -> None:
         if path and self.folder_is_ours and Path(path).resolve().is_relative_to(self.folder.resolve()):

@@ -60,6 +60,7 @@ class COCO(DataModule):
     """
 
     num_classes = 91
+    gives = "objects"
     train_set: "Objects"
     val_set: "Objects"
     test_set: "Objects"

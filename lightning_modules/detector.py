@@ -57,7 +57,7 @@ class Detector(Task):
             `setup`, data without masks for a network with them.
     """
 
-    score = "box_ap"
+    score, learns = "box_ap", "objects"
 
     def __init__(
         self,
@@ -93,9 +93,9 @@ class Detector(Task):
         self.train_loss = MeanMetric(nan_strategy="disable")
         self.precision_of = {stage: AveragePrecision(self.masks) for stage in ("val", "test")}
 
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        if self.masks and not getattr(getattr(self.trainer, "datamodule", None), "masks", True):
+    def check_data(self, data: Any) -> None:
+        super().check_data(data)
+        if self.masks and not getattr(data, "masks", True):
             raise InputError("the network predicts masks and the data come without: give --data.masks true")
 
     def forward(self, images: Images) -> list[dict[str, Tensor]]:

@@ -35,7 +35,7 @@ def read(path: str | Path, what: str = "initial_checkpoint") -> Weights:
         InputError: there is no such file, or it has no state_dict.
     """
     if not Path(path).is_file():
-        raise InputError(f"{what}: no file at {path}")
+        raise InputError(f"{what}: no file at {path}; it takes a checkpoint, a state_dict or safetensors")
     try:
         if Path(path).suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -45,9 +45,14 @@ def read(path: str | Path, what: str = "initial_checkpoint") -> Weights:
         state = content.get("state_dict", content)
         tensors = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
     except Exception as error:
-        reason = str(error).split("\n")[0]
-        raise InputError(f"{what}: {path} is cut short or has no weights ({reason})") from error
+        raise InputError(f"{what}: {path} is cut short or has no weights ({reason(error)}): take another") from error
     return Weights(str(path), tensors, content.get("method"), content.get("hyper_parameters", {}))
+
+
+def reason(error: Exception) -> str:
+    """Why a file cannot be loaded, in one line. PyTorch's own first lines advise to execute what is in it."""
+    text = str(error).rpartition("WeightsUnpickler error: ")[2].split(" Please use ")[0]
+    return text.split("\n")[0] or type(error).__name__
 
 
 def copy_into(module: nn.Module, weights: Weights) -> str:

@@ -38,6 +38,7 @@ class Task(LightningModule):
     release: ModuleType | None = None  # reads the authors' checkpoints: is_release(state), from_release(state, network)
     defining: tuple[str, ...] = ("network", "network_args")  # what a checkpoint and its model must have in common
     score: str  # name of the metric that says how good the network is
+    learns = "labels"  # what of the data: as DataModule.gives
 
     def __init__(
         self,
@@ -58,8 +59,16 @@ class Task(LightningModule):
         self.means = nn.ModuleDict()
 
     def setup(self, stage: str) -> None:
-        """Refuse data of another class count before anything runs."""
-        classes = getattr(getattr(self.trainer, "datamodule", None), "num_classes", self.num_classes)
+        self.check_data(getattr(self.trainer, "datamodule", None))
+
+    def check_data(self, data: Any) -> None:
+        """Refuse data of another kind or class count before anything runs (InputError)."""
+        if getattr(data, "gives", self.learns) != self.learns:
+            raise InputError(
+                f"{type(self).__name__} learns {self.learns}, and {type(data).__name__} gives {data.gives}: take other "
+                f"--data, or --model {'Detector' if data.gives == 'objects' else 'Classifier'}"
+            )
+        classes = getattr(data, "num_classes", self.num_classes)
         if classes != self.num_classes:
             raise InputError(f"the model has num_classes={self.num_classes}, the data have {classes}: drop num_classes")
 
@@ -104,7 +113,12 @@ class Task(LightningModule):
         """By which the learning rate of a trained parameter is multiplied; a method overrides it."""
         return 1.0
 
-    def configure_optimizers(self) -> Any:
+    def build_optimizer(self) -> Optimizer:
+        """The optimiser of all trained parameters.
+
+        Raises:
+            InputError: it refuses what it was given, such as a negative rate.
+        """
         groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
@@ -114,10 +128,17 @@ class Task(LightningModule):
         given: list[dict[str, Any]] = [
             {"params": groups[decays, factor], **({} if decays else {"weight_decay": 0.0})} for decays, factor in kinds
         ]
-        optimizer = self.optimizer(given)
+        try:
+            optimizer = self.optimizer(given)
+        except (ValueError, TypeError) as error:
+            raise InputError(f"model.optimizer: {error}; see --model.optimizer.help") from error
         for group, (_, factor) in zip(optimizer.param_groups, kinds, strict=True):
             if factor != 1:
                 group["lr"] = group["lr"] * factor
+        return optimizer
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.build_optimizer()
         config = None if self.trainer.fast_dev_run else self.schedule_config(optimizer)  # type: ignore[attr-defined]
         if config is None:
             return optimizer

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from callbacks.record import provenance
 from commands.run_folder import lock, needed_config, set_another_aside, typed_configs
-from commands.seeds import warn_of_other_code, write
+from commands.seeds import room_for, warn_of_other_code, write
 from networks import InputError
 from networks.rexnet.space import PUBLISHED, Around
 from studies import pool, ranking
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str]) -> None:
     cli = SearchCLI(given)
     name = needed_config(given)
     options = cli.config_init
-    folder = Path("runs") / name
+    folder, path = Path("runs") / name, room_for(Path("results") / f"{name}.json")
     with lock(folder):
         study = Study(folder, options["search"], cli.around, cli.recipe, cli.datamodule.num_classes)
         cli.datamodule.prepare_data()
@@ -34,7 +34,6 @@ def main(arguments: Sequence[str]) -> None:
     measured = study.result()
     warn_of_other_code([run for row in measured["lists"] for run in row["runs"]])
     result = {"config": typed_configs(given)[0], "arguments": given, **measured, **provenance()}
-    path = Path("results") / f"{name}.json"
     set_another_aside(path, result, ("budget", "seeds", "mode", "recipe"))
     write(result, path)
     ranking.draw(result, folder / "widths.png")

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from callbacks.record import provenance
 from commands.parser import Parser
 from commands.run_folder import needed_config, set_another_aside
-from commands.seeds import write
+from commands.seeds import room_for, write
 from networks import InputError
 from networks.errors import check_choice
 
@@ -116,8 +116,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_class_arguments(RankStudy, "study")
     study = parser.instantiate(parser.parse_args(list(arguments))).study
     name = needed_config(list(arguments))
+    path = room_for(Path("results") / f"{name}.json")
     result = {"study": asdict(study), "ratios": RATIOS, "curves": measure(study), **provenance()}
-    path = Path("results") / f"{name}.json"
     set_another_aside(path, result, ("study",))
     write(result, path)
     picture = Path("runs") / name / "rank.png"

@@ -117,7 +117,7 @@ def test_a_result_of_other_seeds_or_options_is_kept(tmp_path, monkeypatch):
 def test_refusals_and_interruptions(here, capsys, monkeypatch):
     for arguments, message in [
         (["--seeds", "1,1"], "1,1 names a seed twice"),
-        (["--seeds", "one"], "invalid _seeds value: 'one'"),
+        (["--seeds", "one"], "'one' are no seeds, such as 0,1,2"),
         (["--seed_everything", "3"], "--seed_everything is chosen for each seed: leave it out"),
         (["--ckpt_path=last"], "--ckpt_path is chosen for each seed: leave it out"),
     ]:
