@@ -145,12 +145,12 @@ def _refuse(network: nn.Module, masked: set[nn.Module], others: set[nn.Module]) 
     ours = {id(parameter) for module in masked | others for parameter in module.parameters()}
     frozen = {name: parameter for name, parameter in network.named_parameters() if id(parameter) not in ours}
     weights = {name: parameter.numel() for name, parameter in frozen.items() if parameter.ndim > 1}
-    maskable = sum(layer.weight.numel() for layer in masked)  # type: ignore[union-attr,operator,misc]
-    if sum(weights.values()) > maskable:
+    maskable = sum(layer.weight.numel() for layer in masked)  # type: ignore[operator,misc]
+    if (others_in_all := sum(weights.values())) > maskable:
         name = max(weights, key=weights.__getitem__)
         raise InputError(
-            f"biprop masks exact nn.Conv2d and nn.Linear: {maskable:,} weights here, and {sum(weights.values()):,} others "
-            f"would be frozen as they are, such as {name} ({type(_owner(network, name)).__name__}): take another network"
+            f"biprop masks exact nn.Conv2d and nn.Linear: {maskable:,} weights here, and {others_in_all:,} others would be "
+            f"frozen as they are, such as {name} ({type(_owner(network, name)).__name__}): take another network"
         )
     small = [
         name
@@ -161,8 +161,8 @@ def _refuse(network: nn.Module, masked: set[nn.Module], others: set[nn.Module]) 
     ]
     if small:
         raise InputError(
-            f"{small[0]} scales its branch by {frozen[small[0]].abs().max():.3g} and would be frozen, so that nothing could "
-            "be learned there: build the network with 1 instead (of timm's, network_args {ls_init_value: 1}, "
+            f"{small[0]} scales its branch by {frozen[small[0]].abs().max():.3g} and would be frozen, so that nothing "
+            "could be learned there: build the network with 1 instead (of timm's, network_args {ls_init_value: 1}, "
             "{init_values: 1} or {zero_init_last: false})"
         )
 

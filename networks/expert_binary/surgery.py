@@ -23,8 +23,8 @@ def apply(
     The first and the last layer with weights stay real, and so do shortcuts and what works on averages: squeeze and
     excitation, and layers behind the last pooling. Each other nn.Conv2d becomes batch normalisation and an
     ExpertBinaryConv2d without bias: the normalisation centres what is binarised, which behind ReLU would be +1
-    everywhere. New layers are drawn anew and are at step "binary", see `set_step`. Warns when no layer was replaced, and
-    names special convolutions, which stay real.
+    everywhere. New layers are drawn anew and are at step "binary", see `set_step`. Warns when no layer was replaced,
+    and names special convolutions, which stay real.
 
     Args:
         network: any network; layers of exactly nn.Conv2d with zero padding are replaced.

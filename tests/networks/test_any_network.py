@@ -33,7 +33,7 @@ FAMILIES = {  # of which the page has a row each
 
 
 def rows():
-    """Of each row of the page's table family, network with arguments and side of the image, and a cell for each method."""
+    """Of each row of the page's table: family; network, arguments and side of the image; a cell for each method."""
     lines = re.findall(r"^\| (?!family|---)(.+) \|$", PAGE.read_text(), re.MULTILINE)
     table = [line.split(" | ") for line in lines if line.count(" | ") == 5]
     for family, network, side, *cells in table:
