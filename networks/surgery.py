@@ -1,7 +1,7 @@
 """Replace layers of a finished network by others, by type and by name."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from torch import nn
 
@@ -44,6 +44,37 @@ def replace(
         setattr(network.get_submodule(parent), child, made[layer])
         names.append(name)
     return names
+
+
+# Class names in timm, torchvision and ours; their layers see one average of a channel and no map.
+SQUEEZE_AND_EXCITATION = r"SqueezeExcit|SEModule|SelectiveKernelAttn"
+
+
+def inside_attention(network: nn.Module) -> set[nn.Module]:
+    """All modules inside squeeze and excitation, which scales channels by a small network of their averages."""
+    gates = [module for module in network.modules() if re.search(SQUEEZE_AND_EXCITATION, type(module).__name__)]
+    return {inner for gate in gates for inner in gate.modules()}
+
+
+def special(
+    network: nn.Module,
+    bases: tuple[type[nn.Module], ...],
+    ordinary: tuple[type[nn.Module], ...],
+    but: Iterable[nn.Module] = (),
+) -> str:
+    """Names and types of layers that are subclasses of `bases`, and so compute something else, in a phrase.
+
+    Args:
+        ordinary: exact types that are not special.
+        but: layers that are left out.
+    """
+    left_out = set(but)
+    found = [
+        f"{name} ({type(layer).__name__})"
+        for name, layer in network.named_modules()
+        if isinstance(layer, bases) and type(layer) not in ordinary and layer not in left_out
+    ]
+    return ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
 
 
 def _fit_in(new: nn.Module, old: nn.Module) -> nn.Module:

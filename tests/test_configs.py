@@ -154,6 +154,7 @@ for net, n, half, rate in (
     SPEC[f"cifar10/{net}_mpt1_1"] = (net, SIGN, adam(0.1), 128, 250, 0.5, half, n)
     SPEC[f"cifar10/{net}_dense"] = (net, {}, sgd(0.01), 128, 100, None, n, n)
     SPEC[f"cifar10/{net}_dense_adam"] = (net, {}, adam(rate), 60, 100, None, n, n)
+SPEC["cifar10/resnet18_mpt1_32_distilled"] = SPEC["cifar10/resnet18_mpt1_32"]
 SPEC["cifar10/conv4_mpt1_32_half_hour"] = ("conv4", {}, sgd(0.1), 128, 7, 0.5, 1_212_512, 2_425_024)
 
 

@@ -40,6 +40,7 @@ SPEC = {
     "imagenet/efficientnet_b0_small": (
         "epitome_efficientnet_b0", {"se": "grouped", "head": True}, 3_106_212, 215_936_736, 0
     ),
+    "imagenet/rexnet_100": ("rexnet", {"width": 1.0}, 3_611_247, 217_466_214, 64),
     "cifar10/mobilenetv2_dense": ("mobilenetv2_cifar", {}, 2_236_682, 87_976_448, 0),
 }  # fmt: skip
 for m, params, flops, routing in (
@@ -74,6 +75,9 @@ for m, params, flops, routing in (
 OURS = {
     "imagenet/mobilenetv2_a",
     "digits/conv2",
+    "digits/rexnet",
+    "digits/rexnet_dense",
+    "digits/rexnet_narrow",
     "esc50/short/ws25",
     "esc50/short/ws25_learned",
     "esc50/short/ws25_learned_100x",
@@ -107,6 +111,7 @@ def test_network_and_cost_are_the_specs(recipe):
 RATES = {  # class, base rate, other settings, decay
     "esc50": (torch.optim.Adam, 1e-3, {"betas": (0.9, 0.999)}, 0),
     "mobilenetv2 on imagenet": (torch.optim.SGD, 0.05, {"momentum": 0.9, "nesterov": True}, 4e-5),
+    "rexnet": (torch.optim.SGD, 0.5, {"momentum": 0.9, "nesterov": True}, 1e-5),
     "efficientnet": (RMSpropTF, 0.12, {"alpha": 0.9, "momentum": 0.9, "eps": 1e-3}, 1e-5),
     "cifar10": (torch.optim.SGD, 0.1, {"momentum": 0.9, "nesterov": True}, 5e-4),
 }
@@ -115,6 +120,8 @@ RATES = {  # class, base rate, other settings, decay
 def family(recipe):
     if "efficientnet" in recipe:
         return "efficientnet"
+    if recipe == "imagenet/rexnet_100":
+        return "rexnet"
     return "mobilenetv2 on imagenet" if recipe.startswith("imagenet") else recipe.split("/")[0]
 
 

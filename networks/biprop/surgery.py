@@ -12,11 +12,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from networks import surgery
 from networks.biprop.layers import Binarize, GainCount, Init, Scale, ScoreGradient, SubnetConv2d, SubnetLinear
 from networks.biprop.selection import GlobalSelection
-from networks.errors import check_choice
+from networks.errors import InputError, check_choice
 
 Selection = Literal["layer", "global"]
 
 MASKABLE = (nn.Conv2d, nn.Linear, timm.layers.Linear)  # exactly these: other subclasses compute something else
+SCALES = r"gamma|scale|gain|^ls\d"  # names of parameters by which timm's networks scale the branch of a block
+SMALL = 1e-3  # a frozen scale that is no larger leaves nothing to learn in its branch
 GEOMETRY = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
 
 
@@ -38,8 +40,8 @@ def apply(
 
     Afterwards only scores are trained. Batch normalisation loses its scale and shift (they would be 1 and 0), or with
     `train_bn` trains them along, the paper's +BN. Every other parameter is frozen as it stands. Warns when no layer
-    was replaced, and then leaves the network as it was; names layers that keep no weight, and subclasses of the two
-    layer types, which it passes over.
+    was replaced, and then leaves the network as it was; names layers that keep no weight, and subclasses of the layer
+    types, which it passes over.
 
     Args:
         network: any network; layers of exactly nn.Conv2d, nn.Linear and timm's Linear are replaced, first and last
@@ -57,7 +59,9 @@ def apply(
         Dotted names of the replaced layers.
 
     Raises:
-        InputError: keep_fraction outside (0, 1], or an option that is not in its list; the network is as it was.
+        InputError: keep_fraction outside (0, 1], or an option that is not in its list; a network most of whose weights
+            are in no layer that can be masked, or whose branches have scales near zero, which would be frozen. The
+            network is as it was.
     """
     check_choice("selection", selection, Selection)
     norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
@@ -75,7 +79,9 @@ def apply(
     weighted = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     dense = {*weighted[: int(dense_first)], *weighted[len(weighted) - int(dense_last) :]}
     candidates = network.named_modules(remove_duplicate=False)
-    chosen = [name for name, layer in candidates if type(layer) in MASKABLE and layer not in dense]
+    chosen = {name: layer for name, layer in candidates if type(layer) in MASKABLE and layer not in dense}
+    if chosen:
+        _refuse(network, set(chosen.values()), {*norms, *dense})
     names = replace_by_name(network, chosen, **options)
     if names:
         _freeze(network, norms, train_bn, dense)
@@ -130,6 +136,45 @@ def set_keep_fraction(network: nn.Module, keep_fraction: float) -> None:
         layer.keep_fraction = keep_fraction
 
 
+def _refuse(network: nn.Module, masked: set[nn.Module], others: set[nn.Module]) -> None:
+    """Refuse a network in which what is frozen as it stands would decide, and not the scores (InputError).
+
+    Args:
+        others: modules that are no masked layers, and whose parameters are trained or dropped.
+    """
+    ours = {id(parameter) for module in masked | others for parameter in module.parameters()}
+    frozen = {name: parameter for name, parameter in network.named_parameters() if id(parameter) not in ours}
+    weights = {name: parameter.numel() for name, parameter in frozen.items() if parameter.ndim > 1}
+    maskable = sum(layer.weight.numel() for layer in masked)  # type: ignore[operator,misc]
+    if (others_in_all := sum(weights.values())) > maskable:
+        name = max(weights, key=weights.__getitem__)
+        raise InputError(
+            f"biprop masks exact nn.Conv2d and nn.Linear: {maskable:,} weights here, and {others_in_all:,} others would be "
+            f"frozen as they are, such as {name} ({type(_owner(network, name)).__name__}): take another network"
+        )
+    small = [
+        name
+        for name, parameter in frozen.items()
+        if (re.search(SCALES, name.rpartition(".")[2]) or _is_norm_weight(network, name))
+        and not parameter.is_meta
+        and parameter.abs().max() <= SMALL
+    ]
+    if small:
+        raise InputError(
+            f"{small[0]} scales its branch by {frozen[small[0]].abs().max():.3g} and would be frozen, so that nothing "
+            "could be learned there: build the network with 1 instead (of timm's, network_args {ls_init_value: 1}, "
+            "{init_values: 1} or {zero_init_last: false})"
+        )
+
+
+def _owner(network: nn.Module, parameter: str) -> nn.Module:
+    return network.get_submodule(parameter.rpartition(".")[0])
+
+
+def _is_norm_weight(network: nn.Module, name: str) -> bool:
+    return name.endswith("weight") and isinstance(_owner(network, name), nn.LayerNorm | nn.GroupNorm)
+
+
 def _freeze(network: nn.Module, norms: list[_BatchNorm], train_bn: bool, dense: Iterable[nn.Module]) -> None:
     """Train scores, what is left dense, and with `train_bn` scale and shift of batch normalisation."""
     for parameter in network.parameters():
@@ -147,18 +192,11 @@ def _freeze(network: nn.Module, norms: list[_BatchNorm], train_bn: bool, dense: 
 
 
 def _warn(network: nn.Module, replaced: list[str], dense: Iterable[nn.Module]) -> None:
-    passed_over = [
-        f"{name} ({type(layer).__name__})"
-        for name, layer in network.named_modules()
-        if isinstance(layer, nn.Conv2d | nn.Linear)
-        and not isinstance(layer, SubnetConv2d | SubnetLinear)
-        and type(layer) not in MASKABLE
-        and layer not in dense
-    ]
+    passed_over = surgery.special(network, MASKABLE, (*MASKABLE, SubnetConv2d, SubnetLinear), dense)
     if not replaced:
         warnings.warn("biprop replaced no layer: the network has no nn.Conv2d or nn.Linear left to mask", stacklevel=3)
     if passed_over:
-        warnings.warn(f"biprop left special layers dense and frozen: {', '.join(passed_over)}", stacklevel=3)
+        warnings.warn(f"biprop left special layers dense and frozen: {passed_over}", stacklevel=3)
     layers = subnet_layers(network)
     empty = [name for name, layer in layers.items() if not layer.scores.is_meta and layer.kept == 0]
     if empty:

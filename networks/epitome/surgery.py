@@ -76,7 +76,8 @@ def apply(network: nn.Module, rules: Sequence[AnyRule] | float = 0.5, **options:
         network: any network; layers of exactly nn.Conv1d, nn.Conv2d, nn.Linear and timm's Linear are replaced, without
             groups and with zero padding.
         rules: of each layer the first rule whose pattern its name has. A number stands for `Rule("", "in", number)` on
-            all 2-D convolutions and linear layers but the first and the last layer with weights.
+            all 2-D convolutions and linear layers but the first and the last layer with weights and those of squeeze
+            and excitation, which the authors leave as they are too; special convolutions are named in a warning.
         options: of the layers: positions, map_momentum, depthwise_learner, quantize_bits, execution; init of 2-D and
             linear layers.
 
@@ -89,14 +90,21 @@ def apply(network: nn.Module, rules: Sequence[AnyRule] | float = 0.5, **options:
     """
     weighted = [name for name, layer in network.named_modules() if isinstance(layer, WEIGHTED)]
     if isinstance(rules, float | int):
-        inner = "|".join(map(re.escape, weighted[1:-1]))
+        attention = surgery.inside_attention(network)
+        layers = {name: network.get_submodule(name) for name in weighted[1:-1]}
+        inner = [name for name, layer in layers.items() if layer not in attention and type(layer) in CHANNEL_TYPES]
+        left = attention | (set(network.modules()) - {layer for layer in layers.values() if _ordinary(layer)})
+        special = surgery.special(network, CHANNEL_TYPES, CHANNEL_TYPES, left)
         if not inner:
             has = "has its epitomes already" if epitome_layers(network) else "has no other"
+            passed_over = f" but special ones, {special}" if special else ""
             raise InputError(
-                f"rules={rules} leave out the first and the last layer with weights, and the network {has}: give a "
-                'list, such as [{pattern: ".*"}]'
+                f"rules={rules} leave out the first and the last layer with weights, squeeze and excitation, and the "
+                f'network {has}{passed_over}: give a list, such as [{{pattern: ".*"}}]'
             )
-        rules = [Rule(f"^({inner})$", "in", float(rules))]
+        if special:
+            warnings.warn(f"epitome left special layers as they are: {special}", stacklevel=2)
+        rules = [Rule(f"^({'|'.join(map(re.escape, inner))})$", "in", float(rules))]
     planned = _plan(network, rules)
     last = {weighted[-1], *_classifiers(network)} if weighted else set()
     for name, (rule, arguments) in planned.items():
@@ -106,11 +114,11 @@ def apply(network: nn.Module, rules: Sequence[AnyRule] | float = 0.5, **options:
                 "same scores: share its inputs, or leave it out"
             )
     made = {name: _epitome(network.get_submodule(name), arguments, options) for name, (_, arguments) in planned.items()}
-    layers = {network.get_submodule(name): new for name, new in made.items()}
+    new_ones = {network.get_submodule(name): new for name, new in made.items()}
     everywhere = network.named_modules(remove_duplicate=False)  # a layer may stand in several places
-    pattern = f"^({'|'.join(re.escape(name) for name, layer in everywhere if layer in layers)})$"
+    pattern = f"^({'|'.join(re.escape(name) for name, layer in everywhere if layer in new_ones)})$"
     _warn_of_ties(weighted, planned)
-    return surgery.replace(network, layers.__getitem__, (nn.Conv1d, *CHANNEL_TYPES), pattern)
+    return surgery.replace(network, new_ones.__getitem__, (nn.Conv1d, *CHANNEL_TYPES), pattern)
 
 
 def epitome_layers(network: nn.Module) -> dict[str, EpitomeLayer]:

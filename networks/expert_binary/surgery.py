@@ -4,13 +4,15 @@ import re
 import warnings
 from typing import Any
 
+import timm
 import torch
 from torch import nn
 
 from networks import surgery
 from networks.expert_binary.layers import ExpertBinaryConv2d, FpActivation, Step
 
-REAL = r"downsample|shortcut|(^|\.)se\."  # shortcuts, and the attention on averages of timm's networks
+REAL = r"downsample|shortcut|(^|\.)se\."  # shortcuts, and attention where its class does not say it
+POOLING = (nn.AdaptiveAvgPool2d, timm.layers.SelectAdaptivePool2d)
 
 
 def apply(
@@ -18,9 +20,11 @@ def apply(
 ) -> list[str]:
     """Make the convolutions of any network expert-binary, in place.
 
-    The first and the last layer with weights stay real, and so do shortcuts. Each other nn.Conv2d becomes batch
-    normalisation and an ExpertBinaryConv2d without bias: the normalisation centres what is binarised, which behind
-    ReLU would be +1 everywhere. New layers are drawn anew and are at step "binary", see `set_step`.
+    The first and the last layer with weights stay real, and so do shortcuts and what works on averages: squeeze and
+    excitation, and layers behind the last pooling. Each other nn.Conv2d becomes batch normalisation and an
+    ExpertBinaryConv2d without bias: the normalisation centres what is binarised, which behind ReLU would be +1
+    everywhere. New layers are drawn anew and are at step "binary", see `set_step`. Warns when no layer was replaced,
+    and names special convolutions, which stay real.
 
     Args:
         network: any network; layers of exactly nn.Conv2d with zero padding are replaced.
@@ -36,7 +40,7 @@ def apply(
         InputError: options that ExpertBinaryConv2d refuses; the network is as it was.
     """
     weighted = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
-    kept = {id(layer) for layer in (*weighted[:1], *weighted[-1:])}
+    kept = {*weighted[:1], *weighted[-1:], *surgery.inside_attention(network), *_behind_pooling(network)}
 
     def make(layer: nn.Module) -> nn.Module:
         assert isinstance(layer, nn.Conv2d)
@@ -57,16 +61,29 @@ def apply(
         name: layer
         for name, layer in network.named_modules(remove_duplicate=False)
         if type(layer) is nn.Conv2d
-        and id(layer) not in kept
+        and layer not in kept
         and layer.padding_mode == "zeros"
         and not re.search(real, name)
     }
     smallest = min((layer.out_channels for layer in chosen.values()), default=8)
     ExpertBinaryConv2d(1, smallest, 1, num_experts=num_experts, **options)  # refuses before anything is touched
-    names = surgery.replace(network, make, (nn.Conv2d,), f"^({'|'.join(map(re.escape, chosen))})$") if chosen else []
-    if not names:
-        warnings.warn("expert_binary replaced no layer: the network has no inner nn.Conv2d", stacklevel=2)
-    return names
+    special = surgery.special(network, (nn.Conv2d,), (nn.Conv2d,), kept)
+    if special and chosen:
+        warnings.warn(f"expert_binary left special layers real: {special}", stacklevel=2)
+    elif not chosen:
+        passed_over = f", but {special}" if special else ""
+        warnings.warn(f"expert_binary replaced no layer: the network has no inner nn.Conv2d{passed_over}", stacklevel=2)
+        return []
+    return surgery.replace(network, make, (nn.Conv2d,), f"^({'|'.join(map(re.escape, chosen))})$")
+
+
+def _behind_pooling(network: nn.Module) -> set[nn.Module]:
+    """Modules behind the network's last pooling to averages, where the order of its modules is that of its forward."""
+    modules, attention = list(network.modules()), surgery.inside_attention(network)
+    pools = [i for i, module in enumerate(modules) if isinstance(module, POOLING) and module not in attention]
+    behind = modules[pools[-1] :] if pools else []
+    on_maps = any(isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1) for module in behind)
+    return set() if on_maps else set(behind)
 
 
 def expert_layers(network: nn.Module) -> dict[str, ExpertBinaryConv2d]:

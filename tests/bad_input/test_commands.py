@@ -96,7 +96,6 @@ def test_a_fault_of_ours_keeps_its_traceback(here, monkeypatch):
         frugal.main(["count", "--network", "conv2", "--input", "3,8,8"])
 
 
-@pytest.mark.xfail(strict=True, reason="mended on another branch")
 def test_an_earlier_run_stays_where_it_is_if_the_first_batch_is_refused(refuse, monkeypatch):
     from networks import InputError
 

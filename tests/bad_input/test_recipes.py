@@ -80,7 +80,6 @@ def test_a_recipe_that_cannot_work(case, refuse):
     refuse(*case)
 
 
-@pytest.mark.xfail(strict=True, reason="mended on another branch")
 def test_a_wrong_monitor_is_refused_before_the_first_epoch(refuse):
     refuse(FIT + "--checkpoint.monitor val/nothing", 1, "checkpoint.monitor", "val/nothing")
 

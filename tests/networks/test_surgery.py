@@ -1,4 +1,7 @@
+import re
+
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -45,3 +48,34 @@ def test_new_layer_takes_over_device_dtype_mode_and_activation_bits():
 def test_refuses_a_bare_layer():
     with pytest.raises(InputError, match=r"single Linear: put it into an nn.Sequential"):
         surgery.replace(nn.Linear(2, 2), swap, (nn.Linear,))
+
+
+@pytest.mark.parametrize(
+    ("name", "inside"),
+    [
+        ("mobilenetv3_small_050", r"\.se\."),
+        ("regnety_002", r"\.se\."),
+        ("legacy_seresnet18", r"\.se_module\."),
+        ("nf_regnet_b0", r"\.attn\."),
+        ("rexnet_100", r"\.se\."),
+        ("skresnet18", r"conv\d\.attn\."),
+        ("resnet18", "nowhere"),
+    ],
+)
+def test_squeeze_and_excitation_is_found_by_its_class(name, inside):
+    with torch.device("meta"):
+        net = timm.create_model(name)
+    layers = {name: layer for name, layer in net.named_modules() if isinstance(layer, nn.Conv2d)}
+    found = surgery.inside_attention(net)
+    assert {name for name, layer in layers.items() if layer in found} == {n for n in layers if re.search(inside, n)}
+
+
+def test_special_layers_are_told_by_name_and_type():
+    class Special(nn.Conv2d):
+        pass
+
+    net = nn.Sequential(nn.Conv2d(1, 1, 1), *[Special(1, 1, 1) for _ in range(5)], nn.Linear(1, 1))
+    convs = (nn.Conv2d,)
+    assert surgery.special(net, convs, convs) == "1 (Special), 2 (Special), 3 (Special) and 2 more"
+    assert surgery.special(net, convs, convs, net[2:]) == "1 (Special)"
+    assert surgery.special(net, convs, (*convs, Special)) == ""

@@ -262,6 +262,44 @@ def test_layers_that_keep_nothing_are_named():
     assert net(torch.ones(1, 3)).tolist() == [[0, 0]]
 
 
+class Branch(nn.Sequential):
+    """A residual block whose branch has a scale, as those of ConvNeXt and CaiT."""
+
+    def __init__(self, scale):
+        super().__init__(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+        self.gamma = nn.Parameter(torch.full((4,), scale))
+
+
+@pytest.mark.parametrize(
+    ("net", "message"),
+    [
+        (Branch(1e-6), "^gamma scales its branch by 1e-06 .* network_args {ls_init_value: 1}"),
+        (
+            nn.Sequential(nn.Linear(4, 4), nn.Conv1d(2, 4, 3)),
+            r"16 weights .* 24 others .*, such as 1.weight \(Conv1d\)",
+        ),
+        (nn.Sequential(nn.Linear(4, 4), networks.expert_binary.ExpertBinaryConv2d(8, 8, 1)), "1.weight .ExpertBinary"),
+    ],
+)
+def test_what_would_be_frozen_and_decide_is_refused(net, message):
+    before = str(net)
+    with pytest.raises(InputError, match=message):
+        networks.biprop.apply(net)
+    assert str(net) == before
+    assert all(p.requires_grad for p in net.parameters())
+
+
+def test_a_normalisation_that_begins_at_zero_is_refused_if_it_would_stay_there():
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(2, 8), nn.BatchNorm2d(8))
+    for norm in net[1:]:
+        nn.init.zeros_(norm.weight)
+    with pytest.raises(InputError, match=r"^1.weight scales its branch by 0 .*zero_init_last: false"):
+        networks.biprop.apply(net)
+    nn.init.ones_(net[1].weight)
+    assert networks.biprop.apply(net) == ["0"]  # batch normalisation computes as with 1
+    assert networks.biprop.apply(Branch(1.0)) == ["0", "2"]
+
+
 def test_timms_linear_layer_is_one():
     with torch.device("meta"):
         net = timm.create_model("mobilenetv3_small_050")

@@ -144,6 +144,24 @@ def test_a_number_finds_inner_layers_or_says_why_not():
         networks.epitome.apply(net, 0.5)
 
 
+def test_a_number_leaves_squeeze_and_excitation_and_names_special_layers():
+    class Special(nn.Conv2d):
+        pass
+
+    class SqueezeExcite(nn.Sequential):
+        pass
+
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 1), Special(8, 8, 1), nn.Conv2d(8, 8, 1), SqueezeExcite(nn.Conv2d(8, 2, 1)), nn.Linear(8, 2)
+    )
+    with pytest.warns(UserWarning, match=r"epitome left special layers as they are: 1 \(Special\)$"):
+        assert networks.epitome.apply(net, 0.5) == ["2"]
+    net[2] = Special(8, 8, 1)
+    with pytest.raises(InputError, match=r"has no other but special ones, 1 \(Special\), 2 \(Special\): give a list"):
+        networks.epitome.apply(net, 0.5)
+    assert networks.epitome.apply(net, [Rule("3")]) == ["3.0"]  # who names them gets them
+
+
 def test_the_scores_of_a_second_classifier_are_not_tied_either():
     with torch.device("meta"):
         net = timm.create_model("deit_tiny_distilled_patch16_224")

@@ -149,13 +149,29 @@ def test_warns_when_nothing_was_replaced(net):
     assert str(net) == before
 
 
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "ghostnet_050", "rexnet_lite"])
+def test_layers_behind_the_last_pooling_stay_real(name):
+    with torch.device("meta"):
+        net = timm.create_model(name)
+        names = networks.expert_binary.apply(net)
+    head = "head.1" if name == "rexnet_lite" else "conv_head"
+    assert type(net.get_submodule(head)) is nn.Conv2d
+    assert not [name for name in names if name.startswith(head)]
+
+
+def test_a_pooling_that_is_only_named_first_keeps_nothing_real():
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 2))
+    assert networks.expert_binary.apply(net) == ["2"]
+
+
 def test_special_convolutions_and_other_paddings_stay():
     class Special(nn.Conv2d):
         pass
 
     layers = [nn.Conv2d(3, 8, 1), Special(8, 8, 3), nn.Conv2d(8, 8, 3, padding_mode="reflect"), nn.Conv2d(8, 8, 1)]
     net = nn.Sequential(*layers, nn.Linear(8, 8))
-    assert networks.expert_binary.apply(net) == ["3"]
+    with pytest.warns(UserWarning, match=r"left special layers real: 1 \(Special\)$"):
+        assert networks.expert_binary.apply(net) == ["3"]
     assert [net[i] for i in range(3)] == layers[:3]
 
 
