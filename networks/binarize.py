@@ -13,7 +13,8 @@ Gradient = Literal["triangle", "window"]
 class _Sign(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, at_zero: int, gradient: Gradient) -> Tensor:
-        return (x >= 0).to(x.dtype).mul_(2).sub_(1) if at_zero else x.sign()
+        # copy_: torch.export of 2.4 refuses to change in place what `to` gave
+        return torch.empty_like(x).copy_(x >= 0).mul_(2).sub_(1) if at_zero else x.sign()
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:

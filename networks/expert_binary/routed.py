@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input, conv2d_weight
 
@@ -41,7 +42,7 @@ def per_expert_pays(x: Tensor, kernel_size: int) -> bool:
     Without gradients always. A GPU would have to wait for the gate's choice, so there only under torch.inference_mode,
     as Lightning evaluates: under no_grad a training step may ask a teacher. Never where there are no values.
     """
-    if x.is_meta or isinstance(x, FakeTensor):
+    if x.is_meta or isinstance(x, (FakeTensor, FunctionalTensor)):  # the latter in torch.export of 2.4
         return False
     if x.device.type == "cpu":
         return kernel_size > SMALL_KERNEL or not torch.is_grad_enabled()

@@ -322,7 +322,9 @@ def test_compiled(small, monkeypatch):
         graphs.append(graph)
         return aot_eager(graph, inputs)
 
-    compiled = torch.compile(network, backend=backend, fullgraph=small > 0)
+    # The compiler of torch 2.4 follows neither the check of a Literal nor setup_context: more graphs, the same results.
+    whole = small > 0 and not torch.__version__.startswith("2.4.")
+    compiled = torch.compile(network, backend=backend, fullgraph=whole)
     results = []
     for run in (network, compiled):
         network.zero_grad()
