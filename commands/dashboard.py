@@ -1,6 +1,5 @@
 """`frugal dashboard`: a workspace and a report of a W&B project, made from code."""
 
-import argparse
 import json
 import os
 import sys
@@ -9,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
+from commands.options import Options
 from networks import InputError
 
 DESCRIPTION = """\
@@ -27,9 +27,7 @@ SECONDS = 20  # to answer
 
 def main(arguments: list[str] | None = None) -> None:
     """Send workspace and report, or write them."""
-    parser = argparse.ArgumentParser(
-        "frugal dashboard", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Options("dashboard", DESCRIPTION)
     parser.add_argument("project", metavar="PROJECT", help="the project's name, as in --trainer.logger.project")
     parser.add_argument("--entity", default="", help="user or team that has it; the default is W&B's own")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="send nothing: write what would be sent")

@@ -1,5 +1,8 @@
-"""What a run's trainer stands on: GPUs that PyTorch can use, and our plugins."""
+"""What a run's trainer stands on: GPUs that PyTorch can use, and our plugins; and what it says where it cannot."""
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -7,9 +10,30 @@ from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning import Trainer
 from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.plugins.layer_sync import TorchSyncBatchNorm
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from callbacks import AtomicCheckpointIO, SyncBatchNorm
 from networks import InputError
+
+
+@contextmanager
+def trainer_errors(*others: type[Exception]) -> Iterator[None]:
+    """Say in one line what Lightning refuses, or cannot do on this machine.
+
+    Args:
+        others: errors that mean the same while a trainer is built.
+    """
+    kinds: tuple[type[Exception], ...] = (MisconfigurationException, *others)
+    try:
+        yield
+    except kinds as error:
+        remedy = "`frugal fit --help` lists what it takes"
+        if re.search("accelerator|device|backend|strategy", str(error)):
+            remedy = (
+                f"torch sees {torch.cuda.device_count()} GPUs here: leave the hardware overlay out, or give "
+                "--trainer.accelerator and --trainer.devices"
+            )
+        raise InputError(f"trainer: {' '.join(str(error).split()).rstrip('.!')}; {remedy}") from error
 
 
 def check_gpus(trainer: Trainer) -> None:

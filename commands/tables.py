@@ -1,11 +1,11 @@
 """`frugal tables`: every table of the papers, with our figures beside theirs."""
 
-import argparse
 import json
 
 from rich.console import Console
 from rich.table import Table
 
+from commands.options import Options
 from studies import table_text, tables
 
 DESCRIPTION = """\
@@ -21,9 +21,7 @@ what we ran. Rows without a config are quoted. Notes say what cannot be reproduc
 
 def main(arguments: list[str] | None = None) -> None:
     """Print them."""
-    parser = argparse.ArgumentParser(
-        "frugal tables", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Options("tables", DESCRIPTION)
     known = tables.methods()
     names = [name.replace("_", "-") for name in known]
     parser.add_argument("methods", nargs="*", metavar="METHOD", help=f"{', '.join(names)}; the default is all")

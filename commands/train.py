@@ -2,21 +2,18 @@
 
 import importlib
 import logging
-import re
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from jsonargparse import Namespace
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from callbacks import (
     ComplexityMonitor,
@@ -33,7 +30,7 @@ from callbacks import (
 )
 from callbacks.record import RunRecord
 from commands import loggers, references, resume, run_folder
-from commands.hardware import check_gpus, use_our_plugins
+from commands.hardware import check_gpus, trainer_errors, use_our_plugins
 from commands.numbers import check_length, check_numbers
 from commands.parser import Parser, try_int_first
 from datamodules.base import DataModule, check_batch_size
@@ -92,26 +89,6 @@ def leave_weights_out(config: Namespace) -> dict[str, Any] | None:
         return None
     init_args.network_args = without_weights(given)
     return given if given != init_args.network_args else None
-
-
-@contextmanager
-def trainer_errors(*others: type[Exception]) -> Iterator[None]:
-    """Say in one line what Lightning refuses, or cannot do on this machine.
-
-    Args:
-        others: errors that mean the same while a trainer is built.
-    """
-    kinds: tuple[type[Exception], ...] = (MisconfigurationException, *others)
-    try:
-        yield
-    except kinds as error:
-        remedy = "`frugal fit --help` lists what it takes"
-        if re.search("accelerator|device|backend|strategy", str(error)):
-            remedy = (
-                f"torch sees {torch.cuda.device_count()} GPUs here: leave the hardware overlay out, or give "
-                "--trainer.accelerator and --trainer.devices"
-            )
-        raise InputError(f"trainer: {' '.join(str(error).split()).rstrip('.!')}; {remedy}") from error
 
 
 def _awaits_validation(callback: Any) -> bool:

@@ -9,7 +9,8 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.cli import LightningArgumentParser
 
 from callbacks import FiniteLoss, WandbSummary
-from commands.train import FrugalCLI, trainer_errors
+from commands.hardware import trainer_errors
+from commands.train import FrugalCLI
 from networks import InputError
 from networks.errors import check_choice
 from networks.rexnet.space import BUDGETS, PUBLISHED, Around, Budget, sample

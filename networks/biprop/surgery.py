@@ -149,8 +149,8 @@ def _refuse(network: nn.Module, masked: set[nn.Module], others: set[nn.Module]) 
     if (others_in_all := sum(weights.values())) > maskable:
         name = max(weights, key=weights.__getitem__)
         raise InputError(
-            f"biprop masks exact nn.Conv2d and nn.Linear: {maskable:,} weights here, and {others_in_all:,} others "
-            f"would be frozen as they are, such as {name} ({type(_owner(network, name)).__name__}): take another network"
+            f"biprop masks exact nn.Conv2d and nn.Linear: {maskable:,} weights here; {others_in_all:,} others would "
+            f"be frozen as they are, such as {name} ({type(_owner(network, name)).__name__}): take another network"
         )
     small = [
         name
