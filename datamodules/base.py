@@ -25,7 +25,7 @@ class DataModule(LightningDataModule):
     num_classes: int
     input_size: tuple[int, ...]
     class_names: tuple[str, ...]
-    gives: str = "labels"  # of each input; or "objects", as COCO
+    gives: str  # "labels" or "objects"; data that do not say it are taken for what the model learns
     validates: bool = True  # whether there are data to validate on
     train_set: BatchDataset
     val_set: BatchDataset

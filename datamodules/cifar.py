@@ -38,6 +38,7 @@ class CIFAR(DataModule):
     """
 
     input_size = (3, 32, 32)
+    gives = "labels"
 
     def __init__(
         self,

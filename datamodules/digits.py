@@ -21,7 +21,7 @@ class Digits(DataModule):
     Batches: images (N, 1, 8, 8), normalised; labels (N,), 0 to 9.
     """
 
-    num_classes = 10
+    num_classes, gives = 10, "labels"
     input_size = (1, 8, 8)
     class_names = tuple("0123456789")
 

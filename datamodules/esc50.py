@@ -79,6 +79,7 @@ class ESC50(DataModule):
     """
 
     folds = FOLDS
+    gives = "labels"
 
     def __init__(
         self,

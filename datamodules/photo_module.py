@@ -32,6 +32,7 @@ class PhotographModule(DataModule):
         InputError: arguments that cannot work.
     """
 
+    gives = "labels"
     train_set: Photographs
     input_size: tuple[int, int, int]
 

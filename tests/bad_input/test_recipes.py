@@ -63,7 +63,6 @@ CASES = [
         "give less",
     ),
     # machines, loggers, seeds
-    (FIT + "--trainer.accelerator gpu --trainer.devices 2", 1, "give --trainer.accelerator and --trainer.devices"),
     (FIT + "--trainer.devices 0", 1, "devices", "give --trainer.accelerator and --trainer.devices"),
     (FIT + "--trainer.accelerator gpuu", 1, "accelerator='gpuu'", "give --trainer.accelerator and --trainer.devices"),
     (FIT + "--trainer.strategy ddpp", 1, "strategy='ddpp'"),
