@@ -1,8 +1,10 @@
 """`frugal seeds`: train and test one config with several seeds."""
 
 import argparse
+import errno
 import json
 import math
+import os
 import signal
 import statistics
 import subprocess
@@ -162,11 +164,15 @@ def room_for(path: Path) -> Path:
 
     Raises:
         InputError: a folder has its name.
-        OSError: its folder cannot be made.
+        OSError: its folder cannot be made, or written to.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir():
         raise InputError(f"{path} is a folder, and results go there: rename it")
+    above = next(folder for folder in path.parents if folder.exists())
+    if not above.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(above))
+    if not os.access(above, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(above))
     return path
 
 

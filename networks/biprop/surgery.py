@@ -81,7 +81,7 @@ def apply(
     candidates = network.named_modules(remove_duplicate=False)
     chosen = {name: layer for name, layer in candidates if type(layer) in MASKABLE and layer not in dense}
     if chosen:
-        _refuse(network, set(chosen.values()), {*norms, *dense})
+        _refuse(network, set(chosen.values()), {*norms, *dense, *subnet_layers(network).values()})
     names = replace_by_name(network, chosen, **options)
     if names:
         _freeze(network, norms, train_bn, dense)
@@ -146,11 +146,12 @@ def _refuse(network: nn.Module, masked: set[nn.Module], others: set[nn.Module]) 
     frozen = {name: parameter for name, parameter in network.named_parameters() if id(parameter) not in ours}
     weights = {name: parameter.numel() for name, parameter in frozen.items() if parameter.ndim > 1}
     maskable = sum(layer.weight.numel() for layer in masked)  # type: ignore[operator,misc]
-    if (others_in_all := sum(weights.values())) > maskable:
+    left = sum(weights.values())
+    if left > maskable:
         name = max(weights, key=weights.__getitem__)
         raise InputError(
-            f"biprop masks exact nn.Conv2d and nn.Linear: {maskable:,} weights here; {others_in_all:,} others would "
-            f"be frozen as they are, such as {name} ({type(_owner(network, name)).__name__}): take another network"
+            f"biprop masks exact nn.Conv2d and nn.Linear: {maskable:,} weights here, while {left:,} others stay frozen "
+            f"as they are, such as {name} ({type(_owner(network, name)).__name__}): take another network"
         )
     small = [
         name
