@@ -127,4 +127,4 @@ def set_another_aside(path: Path, result: dict[str, Any], settings: tuple[str, .
 
 def copy_aside(path: Path) -> Path | None:
     """Copy a file to <path>.1, .2, ..., so that it can be written anew, and is there if that never happens."""
-    return shutil.copy(path, _free(path)) if path.exists() else None
+    return Path(shutil.copy(path, _free(path))) if path.exists() else None
