@@ -178,6 +178,7 @@ def room_for(path: Path) -> Path:
 
 def write(result: dict[str, Any], path: Path) -> None:
     """Write a result to a JSON file, and say where."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
     print(path)
 

@@ -1,6 +1,7 @@
 """Folds of one config, and what is written about them."""
 
 import csv
+import functools
 import json
 import os
 import subprocess
@@ -166,7 +167,12 @@ def test_folds_and_their_summary_are_one_group_in_wandb(here, monkeypatch):
             self.images = values
 
     real = wandb.init
-    monkeypatch.setattr(wandb, "init", lambda **options: Run(**options) if "group" in options else real(**options))
+
+    @functools.wraps(real)  # the parser asks it what a WandbLogger takes
+    def init(*args, **options):
+        return Run(**options) if options.get("job_type") == "cross-validation" else real(*args, **options)
+
+    monkeypatch.setattr(wandb, "init", init)
     logger = [
         "--trainer.logger",
         "WandbLogger",
