@@ -58,7 +58,7 @@ uncached_count = complexity.count
 
 def count(network, input_size):
     """complexity.count, once for equal networks: it takes longer than to build one."""
-    bits = tuple(getattr(module, "weight_bits", 32) for module in network.modules())  # not in every repr
+    bits = tuple(getattr(module, "quantize_bits", None) for module in network.modules())  # they are in no repr
     key = repr(network), bits, input_size
     if key not in COUNTED:
         COUNTED[key] = uncached_count(network, input_size)
