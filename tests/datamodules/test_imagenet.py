@@ -186,7 +186,7 @@ def assert_backends_agree(root, draw, **arguments):
     assert labels.equal(others)
     difference = (images - in_bytes(expected)).abs()
     assert difference.max() < 2.01
-    assert difference.mean() < 0.1
+    assert difference.mean() < 0.2  # of torch 2.4; later ones round more as PIL
     normalised, labels = ours.on_after_batch_transfer((images, labels), 0)
     assert labels.equal(others)
     assert normalised.dtype == torch.float32
