@@ -87,7 +87,7 @@ def test_methods_of_ours_on_a_backbone():
     """The same argument takes a network in whose layers a method has put its own."""
     ticket, condensed = timm.create_model("rexnet"), timm.create_model("rexnet")
     biprop.apply(ticket, keep_fraction=0.25)
-    epitome.apply(condensed, 0.5)
+    epitome.apply(condensed, 0.25)
     plain = complexity.count(fasterrcnn("rexnet"), (3, 64, 96))
     for network, kind in ((ticket, biprop.SubnetConv2d), (condensed, epitome.EpitomeConv2d)):
         detector = fasterrcnn(network)
