@@ -1,7 +1,6 @@
 """What loggers are given, and what Weights & Biases calls a run."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 from jsonargparse import Namespace
 
@@ -17,7 +16,7 @@ def test_names_of_runs(tmp_path, monkeypatch):
     (saved.parent / "run.json").touch()
     assert wandb_names([str(saved)], "fit") == group
     assert wandb_names([], "test") == {"group": None, "job_type": "test", "tags": None}
-    logger = SimpleNamespace(class_path="WandbLogger", init_args=None)
+    logger = Namespace(class_path="WandbLogger", init_args=None)
     for typed, variable, expected in (("mine", "", "mine"), (None, "", "a/b/c"), (None, "theirs", None)):
         with monkeypatch.context() as patch:
             if variable:
