@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import os
 import signal
 import statistics
 import subprocess
@@ -156,20 +157,18 @@ def spreads(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def room_for(path: Path) -> Path:
-    """A result's path, where it can be written: asked before hours are spent on it.
-
-    Raises:
-        InputError: a folder has its name.
-        OSError: its folder cannot be made.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """A result's path, if nothing is in its way (InputError): asked before hours are spent on it."""
+    place = next(folder for folder in path.absolute().parents if folder.exists())
     if path.is_dir():
-        raise InputError(f"{path} is a folder, and results go there: rename it")
+        raise InputError(f"{path} is a folder, and a result goes there: rename it")
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise InputError(f"{path} is where a result goes, and {place} is no folder that can be written: see to it")
     return path
 
 
 def write(result: dict[str, Any], path: Path) -> None:
     """Write a result to a JSON file, and say where."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
     print(path)
 

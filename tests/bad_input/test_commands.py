@@ -46,9 +46,9 @@ CASES = [
     ("fit -c small.yaml --trainer.default_root_dir runs/small/seed0", 1, "holds a run: --ckpt_path last resumes it"),
     ("fit -c small.yaml --trainer.default_root_dir ticket.safetensors", 1, "ticket.safetensors is a file", "rename it"),
     ("fit -c small.yaml --checkpoint.dirpath ticket.safetensors", 1, "ticket.safetensors is a file", "rename it"),
-    (SEEDS + "--seeds 0 --results small.yaml", 1, "small.yaml cannot be used (File exists): see to its path"),
-    ("rank -c blocked.yaml", 1, "results/blocked.json is a folder, and results go there: rename it"),
-    ("search -c blocked.yaml", 1, "results/blocked.json is a folder, and results go there: rename it"),
+    (SEEDS + "--seeds 0 --results small.yaml", 1, "small.json is where a result goes", "small.yaml is no folder"),
+    ("rank -c blocked.yaml", 1, "results/blocked.json is a folder, and a result goes there: rename it"),
+    ("search -c blocked.yaml", 1, "results/blocked.json is a folder, and a result goes there: rename it"),
 ]
 
 
