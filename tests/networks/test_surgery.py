@@ -63,8 +63,7 @@ def test_refuses_a_bare_layer():
     ],
 )
 def test_squeeze_and_excitation_is_found_by_its_class(name, inside):
-    with torch.device("meta"):
-        net = timm.create_model(name)
+    net = timm.create_model(name)  # not on the meta device: torch 2.4 has no unique there, for RegNet
     layers = {name: layer for name, layer in net.named_modules() if isinstance(layer, nn.Conv2d)}
     found = surgery.inside_attention(net)
     assert {name for name, layer in layers.items() if layer in found} == {n for n in layers if re.search(inside, n)}
