@@ -62,6 +62,8 @@ def clone(tmp_path, monkeypatch):
     """A working directory with the clone's configs and a user's own modules, but without its runs."""
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     write_files(OWN_NETWORK, tmp_path)
+    for path in tmp_path.glob("*.py"):  # other tests have modules of these names
+        monkeypatch.delitem(sys.modules, path.stem, raising=False)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(seeds, "process", in_this_process)
