@@ -68,6 +68,9 @@ def clone(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(seeds, "process", in_this_process)
     monkeypatch.setattr("timm.models._builder.load_pretrained", lambda *args, **options: None)  # from elsewhere
+    yield
+    for path in tmp_path.glob("*.py"):
+        sys.modules.pop(path.stem, None)
 
 
 def in_this_process(*arguments):
