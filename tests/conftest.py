@@ -1,5 +1,7 @@
 import os
+import sys
 
+import pytest
 from hypothesis import settings
 
 # Small tensors: threads cost more than they give, and two test processes share two cores.
@@ -10,3 +12,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # A busy machine is no failure.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+
+@pytest.fixture(autouse=True)
+def my_own_is_this_tests():
+    """Several tests write a module my_own into their working directory."""
+    sys.modules.pop("my_own", None)
