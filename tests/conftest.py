@@ -15,6 +15,7 @@ settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True)
-def my_own_is_this_tests():
-    """Several tests write a module my_own into their working directory."""
+def users_modules_are_this_tests(monkeypatch):
+    """Several tests write a module my_own into their working directory, where `frugal` looks for users' modules."""
+    monkeypatch.setattr(sys, "path", sys.path.copy())
     sys.modules.pop("my_own", None)

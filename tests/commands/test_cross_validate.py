@@ -71,7 +71,8 @@ def here(tmp_path, monkeypatch):
         return 0
 
     monkeypatch.setattr(seeds, "process", process)
-    return calls
+    yield calls
+    wandb.teardown()  # it remembers the group of its first run
 
 
 COMMAND = ["cross-validate", "-c", "configs/small.yaml", "--seed_everything", "4"]
