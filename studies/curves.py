@@ -1,8 +1,7 @@
-"""Curves and a table of results: python -m studies.curves results/biprop/cifar10/short/*.json --png docs/curves.png"""
+"""Curves of results: python -m studies.curves results/biprop/cifar10/short/*.json --png docs/curves.png"""
 
 import argparse
 import json
-import math
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Draw val/top1 by epoch of several results, and print their test accuracies as a table in Markdown."""
+    """Draw val/top1 by epoch of several results."""
     parser = argparse.ArgumentParser("python -m studies.curves", description=main.__doc__)
     parser.add_argument("results", nargs="+", type=Path, help="files that `frugal seeds` wrote")
     parser.add_argument("--png", type=Path, required=True, help="picture to draw")
@@ -23,7 +22,6 @@ def main(arguments: list[str] | None = None) -> None:
             parser.error(f"{path} is no file of results: {error}")
         results[path.stem if path.stem not in results else str(path.with_suffix(""))] = result
     draw(results, options.png)
-    print(table(results))
 
 
 def curve(result: Mapping[str, Any], metric: str = "val/top1") -> list[tuple[int, float]]:
@@ -51,18 +49,6 @@ def draw(results: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=110)
-
-
-def table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Mean test/top1 with its standard error, epochs, and hours of all seeds together."""
-    lines = ["| result | test/top1 | seeds | epochs | hours |", "|---|---|---|---|---|"]
-    for name, result in results.items():
-        top1, runs = result["metrics"]["test/top1"], result["runs"]
-        error = "" if top1["standard_error"] is None else f" ± {top1['standard_error']:.4f}"
-        hours = math.fsum(run["hours"] for run in runs)
-        seeds = ", ".join(map(str, result["seeds"]))
-        lines.append(f"| `{name}` | {top1['mean']:.4f}{error} | {seeds} | {runs[0]['epochs']} | {hours:.2f} |")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

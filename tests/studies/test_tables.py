@@ -10,7 +10,7 @@ from PIL import Image
 
 import frugal
 from networks import InputError, complexity
-from studies import conventions, documents, tables
+from studies import conventions, cost_pictures, documents, tables
 
 METHODS = tables.methods()
 ROWS = [
@@ -176,6 +176,8 @@ def test_documents_are_up_to_date(page):
     assert page.read_text() == documents.written(page)
 
 
-@pytest.mark.parametrize("path", documents.pictures(), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", cost_pictures.pictures(), ids=lambda path: path.name)
 def test_pictures_are_up_to_date(path):
-    assert Image.open(path).text["Description"] == documents.digest(documents.panels(documents.pictures()[path]))
+    assert Image.open(path).text["Description"] == cost_pictures.digest(
+        cost_pictures.panels(cost_pictures.pictures()[path])
+    )
