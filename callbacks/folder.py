@@ -22,7 +22,7 @@ def log_picture(trainer: Trainer, name: str, path: Path) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file that a run cannot go on without: killed at any moment, the previous one or this one is there."""
+    """Write a file so that, killed at any moment, the previous one or this one is there."""
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(text)
     os.replace(partial, path)

@@ -178,8 +178,10 @@ def room_for(path: Path) -> Path:
 
 def write(result: dict[str, Any], path: Path) -> None:
     """Write a result to a JSON file, and say where."""
+    from callbacks.folder import write_whole
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    write_whole(path, json.dumps(result, indent=1) + "\n")
     print(path)
 
 

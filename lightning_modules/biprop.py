@@ -92,8 +92,6 @@ class Biprop(Classifier):
                 dense_first=dense_first,
                 dense_last=dense_last,
             )
-        if not masked:
-            raise InputError("the network has no layer that biprop can mask: --model Classifier trains it as it is")
         self.keep_fraction, self.selection, self.selection_epochs = keep_fraction, selection, selection_epochs
         self._masks: dict[str, torch.Tensor] = {}  # of the last call of layer_metrics, packed
         rank_zero_info(f"biprop: {len(masked)} layers masked, keep fraction {keep_fraction}")

@@ -16,7 +16,7 @@ from callbacks.feature_map import FeatureMap
 from lightning_modules.classifier import Classifier
 from lightning_modules.initial import Weights
 from lightning_modules.task import Network
-from networks import InputError, bits, surgery
+from networks import InputError, bits
 from networks.expert_binary import expert_layers, release
 from networks.expert_binary.layers import ExpertBinaryConv2d, FpActivation, GateGrad, Routing, Step
 
@@ -88,10 +88,6 @@ class ExpertBinary(Classifier):
             raise InputError(f"the network has its expert binary convolutions already: give {', '.join(asked)} to it")
         if not self.layers:
             networks.expert_binary.apply(self.network, **options)
-        if not self.layers:
-            special = surgery.special(self.network, (nn.Conv2d,), (nn.Conv2d,))
-            has = f" (it has {special})" if special else ""
-            raise InputError(f"the network has no convolution to replace{has}: --model Classifier trains it as it is")
         networks.expert_binary.set_step(self.network, step, fp_activation)
         self.step: Step = step
         self._signs: dict[str, Tensor] = {}  # of the last call of layer_metrics, packed

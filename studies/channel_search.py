@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from callbacks.folder import write_whole
 from callbacks.record import provenance
 from commands.run_folder import lock, needed_config, set_another_aside, typed_configs
 from commands.seeds import room_for, warn_of_other_code, write
@@ -57,7 +58,7 @@ class Study:
         (folder / "trials").mkdir(parents=True, exist_ok=True)
         if any((folder / "trials").glob("*.json")):
             _refuse_another(folder / "study.json", json.loads(json.dumps(own)))
-        _write_whole(folder / "study.json", own)
+        write_whole(folder / "study.json", json.dumps(own, indent=1) + "\n")
 
     def run(self, arguments: list[str], workers: Pool) -> None:
         """Train what is not trained yet."""
@@ -80,7 +81,8 @@ class Study:
         group = self.folder.relative_to("runs").as_posix()
 
         def keep(measured: dict[str, Any]) -> None:
-            _write_whole(self._path(Trial(tuple(measured["channels"]), measured["seed"])), measured)
+            path = self._path(Trial(tuple(measured["channels"]), measured["seed"]))
+            write_whole(path, json.dumps(measured, indent=1) + "\n")
 
         pool.run(arguments, missing, workers, group, keep, done=len(trials) - len(missing))
 
@@ -127,10 +129,3 @@ def _difference(before: Any, now: Any, key: str = "") -> str:
             if before.get(name) != now.get(name):
                 return _difference(before.get(name), now.get(name), f"{key}.{name}" if key else name)
     return f"{key} {before}, now {now}".strip()
-
-
-def _write_whole(path: Path, content: Any) -> None:
-    """Write JSON so that the file is there whole or not at all."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=1) + "\n")
-    part.replace(path)

@@ -105,18 +105,28 @@ def _start(pool: Pool) -> Any:
     if pool.address is None:
         cores = max(os.cpu_count() or 1, (pool.workers or 1) * pool.cpus)
         # "local": else it would join a cluster that was started here, or that RAY_ADDRESS names.
-        ray.init("local", num_cpus=cores, include_dashboard=False, **options)
+        try:
+            ray.init("local", num_cpus=cores, include_dashboard=False, **options)
+        except Exception as error:  # of many kinds; a time-out on a busy machine
+            ray.shutdown()
+            raise InputError(
+                f"Ray did not start on this machine ({_first_line(error)}): the same command tries again, and goes on"
+            ) from error
         return ray
     _check_answers(pool.address)
     try:
         ray.init(address=pool.address, **options)
     except Exception as error:
-        reason = str(error).split("\n")[0]
+        reason = _first_line(error)
         raise InputError(
             f"ray.address={pool.address}: the cluster cannot be joined ({reason}); one that was started with a token "
             "takes RAY_AUTH_MODE=token in the environment, and its token in ~/.ray/auth_token"
         ) from error
     return ray
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n")[0]
 
 
 def _check_answers(address: str) -> None:

@@ -39,9 +39,8 @@ def apply(
     """Make a network a ticket, in place: convolutions and linear layers become masked layers without bias, drawn anew.
 
     Afterwards only scores are trained. Batch normalisation loses its scale and shift (they would be 1 and 0), or with
-    `train_bn` trains them along, the paper's +BN. Every other parameter is frozen as it stands. Warns when no layer
-    was replaced, and then leaves the network as it was; names layers that keep no weight, and subclasses of the layer
-    types, which it passes over.
+    `train_bn` trains them along, the paper's +BN. Every other parameter is frozen as it stands. Warnings name layers
+    that keep no weight, and subclasses of the layer types, which it passes over.
 
     Args:
         network: any network; layers of exactly nn.Conv2d, nn.Linear and timm's Linear are replaced, first and last
@@ -59,9 +58,9 @@ def apply(
         Dotted names of the replaced layers.
 
     Raises:
-        InputError: keep_fraction outside (0, 1], or an option that is not in its list; a network most of whose weights
-            are in no layer that can be masked, or whose branches have scales near zero, which would be frozen. The
-            network is as it was.
+        InputError: keep_fraction outside (0, 1], or an option that is not in its list; a network without a layer that
+            can be masked, or with most of its weights elsewhere, or whose branches have scales near zero, which would
+            be frozen. The network is as it was.
     """
     check_choice("selection", selection, Selection)
     norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
@@ -80,18 +79,24 @@ def apply(
     dense = {*weighted[: int(dense_first)], *weighted[len(weighted) - int(dense_last) :]}
     candidates = network.named_modules(remove_duplicate=False)
     chosen = {name: layer for name, layer in candidates if type(layer) in MASKABLE and layer not in dense}
-    if chosen:
-        _refuse(network, set(chosen.values()), {*norms, *dense, *subnet_layers(network).values()})
+    special = surgery.special(network, MASKABLE, (*MASKABLE, SubnetConv2d, SubnetLinear), dense)
+    if not chosen:
+        passed_over = f" but special ones, {special}" if special else ""
+        raise InputError(f"the network has no layer to mask{passed_over}: Classifier trains it as it is")
+    _refuse(network, set(chosen.values()), {*norms, *dense, *subnet_layers(network).values()})
     names = replace_by_name(network, chosen, **options)
-    if names:
-        _freeze(network, norms, train_bn, dense)
+    _freeze(network, norms, train_bn, dense)
     layers = subnet_layers(network)
-    if names and selection == "global":
+    if selection == "global":
         chosen_by = GlobalSelection(list(layers.values()))
         for layer in layers.values():
             layer.selection = chosen_by
         network.register_forward_pre_hook(chosen_by.update)
-    _warn(network, names, dense)
+    if special:
+        warnings.warn(f"biprop left special layers dense and frozen: {special}", stacklevel=2)
+    empty = [name for name, layer in layers.items() if not layer.scores.is_meta and layer.kept == 0]
+    if empty:
+        warnings.warn(f"{', '.join(empty)} keep no weight and give zeros: take a larger keep fraction", stacklevel=2)
     if train_bn and not norms:
         warnings.warn("train_bn: the network has no batch normalisation to train", stacklevel=2)
     return names
@@ -190,15 +195,3 @@ def _freeze(network: nn.Module, norms: list[_BatchNorm], train_bn: bool, dense: 
     for norm in norms:
         norm.reset_parameters()  # scale 1, shift 0, also where a library starts a block's last scale at 0
         norm.requires_grad_(True)
-
-
-def _warn(network: nn.Module, replaced: list[str], dense: Iterable[nn.Module]) -> None:
-    passed_over = surgery.special(network, MASKABLE, (*MASKABLE, SubnetConv2d, SubnetLinear), dense)
-    if not replaced:
-        warnings.warn("biprop replaced no layer: the network has no nn.Conv2d or nn.Linear left to mask", stacklevel=3)
-    if passed_over:
-        warnings.warn(f"biprop left special layers dense and frozen: {passed_over}", stacklevel=3)
-    layers = subnet_layers(network)
-    empty = [name for name, layer in layers.items() if not layer.scores.is_meta and layer.kept == 0]
-    if empty:
-        warnings.warn(f"{', '.join(empty)} keep no weight and give zeros: take a larger keep fraction", stacklevel=3)

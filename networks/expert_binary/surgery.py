@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from networks import surgery
+from networks.errors import InputError
 from networks.expert_binary.layers import ExpertBinaryConv2d, FpActivation, Step
 
 REAL = r"downsample|shortcut|(^|\.)se\."  # shortcuts, and attention where its class does not say it
@@ -23,8 +24,8 @@ def apply(
     The first and the last layer with weights stay real, and so do shortcuts and what works on averages: squeeze and
     excitation, and layers behind the last pooling. Each other nn.Conv2d becomes batch normalisation and an
     ExpertBinaryConv2d without bias: the normalisation centres what is binarised, which behind ReLU would be +1
-    everywhere. New layers are drawn anew and are at step "binary", see `set_step`. Warns when no layer was replaced,
-    and names special convolutions, which stay real.
+    everywhere. New layers are drawn anew and are at step "binary", see `set_step`. A warning names special
+    convolutions, which stay real.
 
     Args:
         network: any network; layers of exactly nn.Conv2d with zero padding are replaced.
@@ -37,7 +38,8 @@ def apply(
         Dotted names of the replaced layers.
 
     Raises:
-        InputError: options that ExpertBinaryConv2d refuses; the network is as it was.
+        InputError: options that ExpertBinaryConv2d refuses; a network without a layer to replace. The network is as it
+            was.
     """
     weighted = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     kept = {*weighted[:1], *weighted[-1:], *surgery.inside_attention(network), *_behind_pooling(network)}
@@ -65,15 +67,14 @@ def apply(
         and layer.padding_mode == "zeros"
         and not re.search(real, name)
     }
-    smallest = min((layer.out_channels for layer in chosen.values()), default=8)
-    ExpertBinaryConv2d(1, smallest, 1, num_experts=num_experts, **options)  # refuses before anything is touched
     special = surgery.special(network, (nn.Conv2d,), (nn.Conv2d,), kept)
-    if special and chosen:
+    if not chosen:
+        passed_over = f" but special ones, {special}" if special else ""
+        raise InputError(f"the network has no inner nn.Conv2d to replace{passed_over}: Classifier trains it as it is")
+    smallest = min(layer.out_channels for layer in chosen.values())
+    ExpertBinaryConv2d(1, smallest, 1, num_experts=num_experts, **options)  # refuses before anything is touched
+    if special:
         warnings.warn(f"expert_binary left special layers real: {special}", stacklevel=2)
-    elif not chosen:
-        passed_over = f", but {special}" if special else ""
-        warnings.warn(f"expert_binary replaced no layer: the network has no inner nn.Conv2d{passed_over}", stacklevel=2)
-        return []
     return surgery.replace(network, make, (nn.Conv2d,), f"^({'|'.join(map(re.escape, chosen))})$")
 
 

@@ -378,10 +378,9 @@ def test_refusals_when_built():
     ],
 )
 def test_a_network_without_a_convolution_to_replace_is_refused(network):
-    message = "the network has no convolution to replace: --model Classifier trains it as it is"
-    with pytest.warns(UserWarning, match="replaced no layer"), pytest.raises(InputError) as error:
+    with pytest.raises(InputError) as error:
         ExpertBinary(network, 10, (1, 8, 8))
-    assert str(error.value) == message
+    assert str(error.value) == "the network has no inner nn.Conv2d to replace: Classifier trains it as it is"
 
 
 @pytest.mark.parametrize("step", STEPS)

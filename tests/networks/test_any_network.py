@@ -88,7 +88,7 @@ def adam(parameters):
 
 
 @pytest.mark.parametrize(("case", "method", "cell"), PAIRS)
-@pytest.mark.filterwarnings("ignore:.*left special layers", "ignore:.*replaced no layer")
+@pytest.mark.filterwarnings("ignore:.*left special layers")
 def test_it_works_or_says_why_not(case, method, cell, tmp_path, monkeypatch):
     (name, args, side), (module_class, apply, options) = case, METHODS[method]
     size = (3, side, side)

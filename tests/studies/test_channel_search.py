@@ -14,8 +14,10 @@ import pytest
 
 import frugal
 from networks import InputError
+from studies import pool
 from studies.pool import _check_fits
 from studies.search_options import Pool
+from studies.trials import Trial
 
 CONFIG = """\
 search:
@@ -194,6 +196,15 @@ def test_more_gpus_than_there_are_are_refused():
     _check_fits(ray, Pool(), 0)
     with pytest.raises(InputError, match=r"a trial takes 1 cores and 0\.25 GPUs .* which this machine does not have"):
         _check_fits(ray, Pool(), 0.25)
+
+
+def test_a_start_that_fails_is_told_in_a_line(monkeypatch):
+    def times_out(*args, **options):
+        raise RuntimeError("The current node timed out during startup.\nMore.")
+
+    monkeypatch.setattr("ray.init", times_out)
+    with pytest.raises(InputError, match=r"^Ray did not start .*\(The current node timed out during startup\.\): .*$"):
+        pool.run([], [Trial((8,), 0)], Pool(), "group", print, 0)
 
 
 def test_a_worker_that_dies_is_replaced_once(here, capsys, monkeypatch):

@@ -160,12 +160,13 @@ def test_grouped_and_depthwise_convolutions():
     assert trained(net) == {f"{name}.scores" for name in names}
 
 
-def test_warns_when_nothing_was_replaced_and_names_what_it_passed_over():
-    net = nn.Sequential(nn.BatchNorm2d(3))
-    with pytest.warns(UserWarning, match="replaced no layer"):
-        assert networks.biprop.apply(net) == []
-    assert trained(net) == {"0.weight", "0.bias"}  # left as it was
-    net = nn.Sequential(nn.Linear(2, 2), nn.modules.linear.NonDynamicallyQuantizableLinear(2, 2))
+def test_names_what_it_passed_over_and_refuses_where_nothing_is_left():
+    special = nn.modules.linear.NonDynamicallyQuantizableLinear(2, 2)
+    net = nn.Sequential(nn.BatchNorm2d(3), special)
+    with pytest.raises(InputError, match=r"no layer to mask but special ones, 1 \(NonDynamically.*\): Classifier"):
+        networks.biprop.apply(net)
+    assert trained(net) == {"0.weight", "0.bias", "1.weight", "1.bias"}  # left as it was
+    net = nn.Sequential(nn.Linear(2, 2), special)
     with pytest.warns(UserWarning, match=r"left special layers dense and frozen: 1 \(NonDynamically"):
         assert networks.biprop.apply(net) == ["0"]
 

@@ -142,10 +142,10 @@ def test_an_applied_network_trains_what_its_step_uses(step):
 
 
 @pytest.mark.parametrize("net", [nn.Sequential(nn.Linear(3, 3)), nn.Sequential(nn.Conv2d(3, 8, 1), nn.Linear(8, 2))])
-def test_warns_when_nothing_was_replaced(net):
+def test_refuses_where_nothing_can_be_replaced(net):
     before = str(net)
-    with pytest.warns(UserWarning, match="expert_binary replaced no layer"):
-        assert networks.expert_binary.apply(net) == []
+    with pytest.raises(InputError, match=r"has no inner nn\.Conv2d to replace: Classifier trains it as it is"):
+        networks.expert_binary.apply(net)
     assert str(net) == before
 
 
@@ -192,8 +192,6 @@ def test_a_wrong_option_changes_nothing(options, message):
         networks.expert_binary.apply(net, **options)
     assert str(net) == before
     assert all(p is state[name] for name, p in net.named_parameters())
-    with pytest.raises(InputError, match=message):
-        networks.expert_binary.apply(nn.Sequential(nn.Linear(3, 3)), **options)  # and has nothing to replace
 
 
 def test_rescale_that_one_layer_is_too_narrow_for_changes_nothing():
