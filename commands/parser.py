@@ -6,6 +6,7 @@ import functools
 import inspect
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -40,6 +41,26 @@ class Parser(LightningArgumentParser):
         line = _one_line(message)
         sys.stderr.write(f"frugal: error: {line}{_suggestion(line, parser)}\n")
         sys.exit(2)
+
+
+def classes_first(arguments: Sequence[str]) -> list[str]:
+    """`--data.batch_size 4 --data CIFAR` in the other order: a class drops what was given for another before it."""
+    ordered: list[list[str]] = []
+    for option in _options(arguments):
+        own = [earlier for earlier in ordered if earlier[0].startswith(f"{option[0].partition('=')[0]}.")]
+        ordered = [*(earlier for earlier in ordered if earlier not in own), option, *own]
+    return [part for option in ordered for part in option]
+
+
+def _options(arguments: Sequence[str]) -> list[list[str]]:
+    """Options with their values."""
+    found: list[list[str]] = []
+    for argument in arguments:
+        if found and not argument.startswith(("--", "-c")):
+            found[-1].append(argument)
+        else:
+            found.append([argument])
+    return found
 
 
 def try_int_first(parser: LightningArgumentParser) -> None:

@@ -32,7 +32,7 @@ from callbacks.record import RunRecord
 from commands import loggers, references, resume, run_folder
 from commands.hardware import check_gpus, trainer_errors, use_our_plugins
 from commands.numbers import check_length, check_numbers
-from commands.parser import Parser, try_int_first
+from commands.parser import Parser, classes_first, try_int_first
 from datamodules.base import DataModule, check_batch_size
 from lightning_modules import Biprop
 from lightning_modules.task import Task
@@ -161,7 +161,7 @@ class FrugalCLI(LightningCLI):
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        self.config = parser.parse_args(args)
+        self.config = parser.parse_args(classes_first(args))
 
     def _set_seed(self) -> None:
         seed = self._get(self.config, "seed_everything")

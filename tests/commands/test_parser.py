@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from commands.parser import Parser, try_int_first
+from commands.parser import Parser, classes_first, try_int_first
 from commands.train import FrugalCLI
 from datamodules import CIFAR, Digits
 from lightning_modules import Biprop, Classifier
@@ -45,7 +45,20 @@ def test_single_arguments_of_the_default_can_be_given():
 def test_other_data_have_their_own_defaults():
     assert build("--data", "CIFAR")[0].datamodule.batch_size == 128
     assert type(build("--data", "CIFAR")[0].datamodule) is CIFAR
-    assert build("--data", "CIFAR", "--data.batch_size", "64")[0].datamodule.batch_size == 64
+
+
+@pytest.mark.parametrize("data", [["--data", "CIFAR"], ["--data=CIFAR"]])
+def test_a_class_keeps_its_arguments_wherever_it_is_named(data):
+    assert build(*data, "--data.batch_size", "64")[0].datamodule.batch_size == 64
+    assert build("--data.batch_size", "64", *data)[0].datamodule.batch_size == 64
+    _, optimizer, settings = build("--model.optimizer.lr=0.5", *data, "--model.optimizer", "Adam")
+    assert type(optimizer) is torch.optim.Adam
+    assert settings["lr"] == 0.5
+
+
+def test_the_order_of_the_command_line_is_else_kept():
+    given = ["fit", "-c", "a", "--x.y", "-1", "--x.y=2", "--x", "A", "--z", "--x.z", "3", "--xs", "B", "-c", "b"]
+    assert classes_first(given) == [*given[:3], "--x", "A", "--x.y", "-1", "--x.y=2", *given[8:]]
 
 
 def test_a_config_laid_over_another(tmp_path):
