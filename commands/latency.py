@@ -128,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _cost(given: Timed) -> dict[str, Any]:
     report = networks.complexity.count(given.network, (3, given.side, given.side))
-    return {"params": report.params, "macs": report.flops}
+    return {"params": report.params, "flops": report.flops}
 
 
 @torch.inference_mode()
@@ -168,9 +168,9 @@ def table(result: dict[str, Any]) -> Table:
     if hardware["gpus"]:
         title += f"; GPU: {result['batch']} images on {hardware['gpus'][0]}"
     times = ["CPU (ms)", "GPU (ms)"] if hardware["gpus"] else ["CPU (ms)"]
-    shown = Table("network", "side", "params (M)", "MAdds (G)", *times, "top1, paper", title=title)
+    shown = Table("network", "side", "params (M)", "FLOPs (G)", *times, "top1, paper", title=title)
     for text, row in result["networks"].items():
-        cost = f"{row['params'] / 1e6:.2f}", f"{row['macs'] / 1e9:.2f}"
+        cost = f"{row['params'] / 1e6:.2f}", f"{row['flops'] / 1e9:.2f}"
         taken = [f"{row[key]:.1f}" for key in ("cpu_ms", "cuda_ms") if key in row]
         accuracy = f"{row['paper_top1']:.3f}" if row["paper_top1"] else ""
         shown.add_row(text.replace("[", r"\["), str(row["side"]), *cost, *taken, accuracy)

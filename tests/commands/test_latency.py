@@ -34,9 +34,9 @@ def test_paper_rows_cost_what_the_paper_says():
     """Parameters and multiply-adds of its scaling table, in its digits (FLOPs of 1.5 are misprinted there)."""
     printed = {"rexnet_plain": (3.4, 0.56), "rexnet{width: 0.9}": (4.1, 0.35), "rexnet{width: 2.0}": (16.4, 1.53)}
     assert printed.keys() <= PAPER.keys()
-    for text, (params, macs) in printed.items():
+    for text, (params, flops) in printed.items():
         report = count(build(text).network, (3, 224, 224))
-        assert (round(report.params / 1e6, 1), round(report.flops / 1e9, 2)) == (params, macs)
+        assert (round(report.params / 1e6, 1), round(report.flops / 1e9, 2)) == (params, flops)
 
 
 def test_accuracies_are_those_that_the_paper_prints():
@@ -63,7 +63,7 @@ def test_json_and_picture(tmp_path, capsys):
 
 
 def test_a_gpu_has_its_column_and_panel(tmp_path):
-    rows = {"rexnet{width: 0.9}": {"side": 224, "params": 4e6, "macs": 3e8, "paper_top1": 0.772, "cpu_ms": 1.0}}
+    rows = {"rexnet{width: 0.9}": {"side": 224, "params": 4e6, "flops": 3e8, "paper_top1": 0.772, "cpu_ms": 1.0}}
     rows["rexnet{width: 0.9}"]["cuda_ms"] = 2.0
     hardware = {"processor": "CPU", "gpus": ["V100"]}
     result = {"networks": rows, "threads": 1, "batch": 64, "hardware": hardware}
