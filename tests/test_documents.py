@@ -38,9 +38,8 @@ module.load_state_dict(last.tensors)
 print("rebuilt")
 """
 NAMED = r"# (\S+\.(?:py|yaml))\n"
-ONE_EPOCH = ["--trainer.max_epochs", "1"]  # of each training but the demo's
-# Of each step two batches, instead of minutes.
-SHORT = [*ONE_EPOCH, "--trainer.limit_train_batches", "2", "--model.warmup_epochs", "0"]
+# Two batches of each training but the demo's, instead of minutes.
+SHORT = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2"]
 DEMO = "configs/biprop/digits/conv2_mpt1_32.yaml"
 
 
@@ -108,12 +107,14 @@ def test_commands(clone, page):
                 frugal.main([*arguments, "--study.networks", "1"])
             elif arguments[0] == "latency":
                 frugal.main([*arguments, "--runs", "1"])
+            elif arguments[0] == "steps" and page.name == "README.md":
+                assert " ".join([program, line]) in (ROOT / "docs/expert_binary.md").read_text()  # which runs it
             elif arguments[0] == "steps":
-                frugal.main([*arguments, *SHORT])
+                frugal.main([*arguments, *SHORT, "--model.warmup_epochs", "0", "--trainer.limit_test_batches", "3"])
             elif arguments[0] == "seeds":  # of which the demo's is trained
                 frugal.main([re.sub(r"^0(,\d+)+$", "0", argument) for argument in arguments])
             elif takes_data and "max_epochs" not in line and not (page.name == "README.md" and DEMO in line):
-                frugal.main([*arguments, *ONE_EPOCH])
+                frugal.main([*arguments, *SHORT])
             else:
                 frugal.main(arguments)
             wandb.finish()  # else the next command would go on in this one's run

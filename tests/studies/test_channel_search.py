@@ -37,8 +37,36 @@ trainer: {max_epochs: 1}
 ROOT = Path(__file__).parent.parent.parent
 
 
+DEADLY = """\
+import os, signal
+from lightning_modules import ReXNet
+class Deadly(ReXNet):
+    def on_fit_start(self):
+        with open('tries', 'a') as file:
+            file.write(os.environ['PL_GLOBAL_SEED'])
+        if os.environ['PL_GLOBAL_SEED'] == '1':
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture(scope="module")
+def one_ray(tmp_path_factory):
+    """One Ray for all: its processes take longer to start than their trials."""
+    folder = tmp_path_factory.mktemp("modules")
+    (folder / "deadly.py").write_text(DEADLY)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        patch.chdir(folder)  # where workers look for modules
+        ray = pool._start(Pool(workers=3))
+        shutdown = ray.shutdown
+        patch.setattr(ray, "init", lambda *args, **options: None)
+        patch.setattr(ray, "shutdown", lambda: None)
+        yield
+    shutdown()
+
+
 @pytest.fixture
-def here(tmp_path, monkeypatch):
+def here(tmp_path, monkeypatch, one_ray):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs/tiny.yaml").write_text(CONFIG)
@@ -66,7 +94,7 @@ def tables(here):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, one_ray):
     """A study of 4 lists with 2 seeds, and its tables."""
     folder = tmp_path_factory.mktemp("study")
     (folder / "configs").mkdir()
@@ -89,7 +117,7 @@ def test_a_study_has_every_trial_and_a_picture(finished):
 
 
 def test_killed_studies_go_on_and_numbers_do_not_depend_on_workers(finished, here):
-    """kill -9 after the first trial; then four workers: the same tables, and no finished trial again."""
+    """kill -9 after the first trial; then three workers: the same tables, and no finished trial again."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "frugal", "search", "-c", "configs/tiny.yaml", "--ray.workers", "1"]
     process = subprocess.Popen(command, env=environment, start_new_session=True)
@@ -100,7 +128,7 @@ def test_killed_studies_go_on_and_numbers_do_not_depend_on_workers(finished, her
     process.wait()
     kept = {path: path.stat().st_mtime_ns for path in trials.glob("*.json")}
     assert 1 <= len(kept) < 8
-    search("--ray.workers", "4")
+    search("--ray.workers", "3")
     assert tables(here) == finished[1]
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
@@ -207,19 +235,8 @@ def test_a_start_that_fails_is_told_in_a_line(monkeypatch):
         pool.run([], [Trial((8,), 0)], Pool(), "group", print, 0)
 
 
-def test_a_worker_that_dies_is_replaced_once(here, capsys, monkeypatch):
+def test_a_worker_that_dies_is_replaced_once(here, capsys):
     """Trials of seed 1 kill their process: they are tried twice and told, the others are kept."""
-    (here / "deadly.py").write_text(
-        "import os, signal\n"
-        "from lightning_modules import ReXNet\n"
-        "class Deadly(ReXNet):\n"
-        "    def on_fit_start(self):\n"
-        "        with open('tries', 'a') as file:\n"
-        "            file.write(os.environ['PL_GLOBAL_SEED'])\n"
-        "        if os.environ['PL_GLOBAL_SEED'] == '1':\n"
-        "            os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    monkeypatch.syspath_prepend(here)
     line = refused(capsys, "--model.class_path", "deadly.Deadly", "--search.candidates", "0")
     assert "1 of 2 trials were lost with their workers, such as 4-12_seed1; the others are kept" in line
     assert [path.name for path in (here / "runs/tiny/trials").glob("*.json")] == ["4-12_seed0.json"]
