@@ -1,6 +1,5 @@
 """Log and draw what a method says of its layers."""
 
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ class LayerMonitor(Callback):
     def __init__(self) -> None:
         self.history: list[dict[str, dict[str, float]]] = []
         self.epochs: list[int] = []
-        self._drawn = -math.inf  # when
+        self._drawn = time.monotonic()  # or begun
 
     def state_dict(self) -> dict[str, Any]:
         return {"history": self.history, "epochs": self.epochs}

@@ -38,8 +38,9 @@ module.load_state_dict(last.tensors)
 print("rebuilt")
 """
 NAMED = r"# (\S+\.(?:py|yaml))\n"
-# Two batches of each training but the demo's, instead of minutes.
-SHORT = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2"]
+# Of each training but the demo's, instead of minutes.
+FEW = ["--trainer.limit_train_batches", "2"]
+SHORT = ["--trainer.max_epochs", "1", *FEW]
 DEMO = "configs/biprop/digits/conv2_mpt1_32.yaml"
 
 
@@ -113,8 +114,8 @@ def test_commands(clone, page):
                 frugal.main([*arguments, *SHORT, "--model.warmup_epochs", "0", "--trainer.limit_test_batches", "3"])
             elif arguments[0] == "seeds":  # of which the demo's is trained
                 frugal.main([re.sub(r"^0(,\d+)+$", "0", argument) for argument in arguments])
-            elif takes_data and "max_epochs" not in line and not (page.name == "README.md" and DEMO in line):
-                frugal.main([*arguments, *SHORT])
+            elif takes_data and not (page.name == "README.md" and DEMO in line):
+                frugal.main([*arguments, *(FEW if "max_epochs" in line else SHORT)])
             else:
                 frugal.main(arguments)
             wandb.finish()  # else the next command would go on in this one's run

@@ -168,7 +168,7 @@ def test_a_module_of_its_own_is_asked_before_the_first_epoch_and_after_each(tmp_
 
 
 def test_is_drawn_at_most_every_ten_seconds_and_at_the_end(tmp_path, monkeypatch):
-    monitor, drawn, now = LayerMonitor(), [], [0.0]
+    drawn, now = [], [95.0]
     module = SimpleNamespace(layer_metrics=lambda: {"metric": {"layer": 1.0}})
     trainer = SimpleNamespace(
         loggers=[SimpleNamespace(log_metrics=lambda *args, **options: None)], fast_dev_run=False, global_step=0,
@@ -176,9 +176,10 @@ def test_is_drawn_at_most_every_ten_seconds_and_at_the_end(tmp_path, monkeypatch
     )  # fmt: skip
     monkeypatch.setattr("callbacks.layer_monitor.time", SimpleNamespace(monotonic=lambda: now[0]))
     monkeypatch.setattr("callbacks.layer_monitor.draw", lambda epochs, history, path: drawn.append(list(epochs)))
-    for trainer.current_epoch, now[0] in enumerate([100.0, 104.0, 109.9, 111.0, 112.0]):
+    monitor = LayerMonitor()
+    for trainer.current_epoch, now[0] in enumerate([100.0, 106.0, 109.0, 115.9, 117.0, 118.0]):
         monitor.on_train_epoch_end(trainer, module)
-    assert drawn == [[0], [0, 1, 2, 3]]
-    now[0] = 113.0
+    assert drawn == [[0, 1], [0, 1, 2, 3, 4]]
+    now[0] = 119.0
     monitor.on_fit_end(trainer, module)
-    assert drawn == [[0], [0, 1, 2, 3], [0, 1, 2, 3, 4]]
+    assert drawn == [[0, 1], [0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5]]
