@@ -89,6 +89,8 @@ def _work(folder: str, arguments: list[str], trial: Trial, threads: int, group: 
     if not os.path.isdir(folder):
         raise InputError(f"a worker has no {folder}: the machines of a cluster need this folder at the same path")
     os.chdir(folder)
+    if folder not in sys.path:
+        sys.path.append(folder)  # users' own classes, as in the command
     keep_freed_memory()
     torch.set_num_threads(threads)
     return train(arguments, trial, group)

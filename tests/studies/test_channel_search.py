@@ -37,28 +37,12 @@ trainer: {max_epochs: 1}
 ROOT = Path(__file__).parent.parent.parent
 
 
-DEADLY = """\
-import os, signal
-from lightning_modules import ReXNet
-class Deadly(ReXNet):
-    def on_fit_start(self):
-        with open('tries', 'a') as file:
-            file.write(os.environ['PL_GLOBAL_SEED'])
-        if os.environ['PL_GLOBAL_SEED'] == '1':
-            os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
 @pytest.fixture(scope="module")
-def one_ray(tmp_path_factory):
+def one_ray():
     """One Ray for all: its processes take longer to start than their trials."""
-    folder = tmp_path_factory.mktemp("modules")
-    (folder / "deadly.py").write_text(DEADLY)
+    ray = pool._start(Pool(workers=3))
+    shutdown = ray.shutdown
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(folder)
-        patch.chdir(folder)  # where workers look for modules
-        ray = pool._start(Pool(workers=3))
-        shutdown = ray.shutdown
         patch.setattr(ray, "init", lambda *args, **options: None)
         patch.setattr(ray, "shutdown", lambda: None)
         yield
@@ -235,8 +219,21 @@ def test_a_start_that_fails_is_told_in_a_line(monkeypatch):
         pool.run([], [Trial((8,), 0)], Pool(), "group", print, 0)
 
 
+DEADLY = """\
+import os, signal
+from lightning_modules import ReXNet
+class Deadly(ReXNet):
+    def on_fit_start(self):
+        with open('tries', 'a') as file:
+            file.write(os.environ['PL_GLOBAL_SEED'])
+        if os.environ['PL_GLOBAL_SEED'] == '1':
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
 def test_a_worker_that_dies_is_replaced_once(here, capsys):
     """Trials of seed 1 kill their process: they are tried twice and told, the others are kept."""
+    (here / "deadly.py").write_text(DEADLY)
     line = refused(capsys, "--model.class_path", "deadly.Deadly", "--search.candidates", "0")
     assert "1 of 2 trials were lost with their workers, such as 4-12_seed1; the others are kept" in line
     assert [path.name for path in (here / "runs/tiny/trials").glob("*.json")] == ["4-12_seed0.json"]
