@@ -4,6 +4,7 @@ import difflib
 import errno
 import importlib
 import os
+import select
 import sys
 
 COMMANDS = {
@@ -60,10 +61,23 @@ def main(arguments: list[str] | None = None) -> None:
 
     try:
         module.main(given if COMMANDS[name][1] == "commands.train" else given[1:])
+        sys.stdout.flush()
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and reader_has_gone():
+            return
         if (reason := reason_of(error)) is None:
             raise
         fail(reason, 1)
+
+
+def reader_has_gone() -> bool:
+    """Whether who reads what we print has seen enough, as in `frugal tables | head`; what is left is then dropped."""
+    output = select.poll()
+    output.register(1, 0)
+    gone = any(event & select.POLLERR for _, event in output.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python writes again when it ends
+    return gone
 
 
 def reason_of(error: BaseException) -> str | None:

@@ -83,7 +83,7 @@ def draw(history: list[dict[str, float]], report: Report | None, path: str, scor
             points = [(row["epoch"] + 1, row[f"{stage}/{metric}"]) for row in history if f"{stage}/{metric}" in row]
             if points:
                 axes.plot(*zip(*points, strict=True), style, marker=".", label=f"{stage}/{metric}")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.set(xlabel="epoch", title=TITLES.get(metric, metric))
         axes.grid(alpha=0.3)
         if axes.lines:  # a module of the user's own may log neither
@@ -103,7 +103,6 @@ def draw(history: list[dict[str, float]], report: Report | None, path: str, scor
         weights.text(max(dense, kept or 0) * 1.1, row, share, va="center", fontsize=fontsize)
     weights.set_yticks(range(len(sizes)), [name for name, _, _ in sizes], fontsize=fontsize)
     weights.invert_yaxis()
-    weights.margins(x=0.25)
     weights.set(
         xscale="log",
         xlabel="parameters: ordinary layer (grey), stored (blue)",
@@ -111,6 +110,7 @@ def draw(history: list[dict[str, float]], report: Report | None, path: str, scor
     )
     weights.xaxis.set_minor_formatter(NullFormatter())  # their labels overlap
     if sizes:  # a whole decade at least, which has a label
-        smallest = min(value for _, *values in sizes for value in values if value)
-        weights.set_xlim(left=10 ** math.floor(math.log10(smallest)))
+        logs = [math.log10(value) for _, *values in sizes for value in values if value]
+        left, right = math.floor(min(logs)), max(logs)
+        weights.set_xlim(10**left, 10 ** (right + max(1, right - left) / 4))  # and room for the shares
     figure.savefig(path, dpi=120)

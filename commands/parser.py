@@ -26,7 +26,10 @@ COMMAND_OF = {
 
 
 class Parser(LightningArgumentParser):
-    """Lightning's parser, whose messages span many lines of union types."""
+    """Lightning's parser, whose messages span many lines of union types. It takes no shortened names."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def parse_path(self, path: Any, *arguments: Any, **options: Any) -> Namespace:
         """Refuse a config that is none by its name, which jsonargparse's messages lack; includes come here too."""

@@ -61,6 +61,7 @@ def main(arguments: list[str]) -> None:
     warnings.filterwarnings("ignore", ".*infer the batch indices.*")  # PredictionWriter asks the loader
     warnings.filterwarnings("ignore", ".*Total length of `list` across ranks is zero.*")  # data without validation
     warnings.filterwarnings("ignore", ".*(box|mask)_ap.*sync_dist=True.*")  # it is computed once, and sent to all
+    warnings.filterwarnings("ignore", ".*Previous log files in this directory will be deleted.*")  # of an earlier test
     warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated")  # Lightning's own, with recent torch
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.msg)
     with ExitStack() as held, trainer_errors():
@@ -348,7 +349,8 @@ class FrugalCLI(LightningCLI):
                 rank_zero_info(f"{self.folder} has its {done} epochs already: nothing to do")
                 raise SystemExit
             if wanted is not None and 0 <= wanted < done:
-                raise InputError(f"{self.folder} has {done} epochs, more than --trainer.max_epochs {wanted}")
+                more = f"{done} epochs, more than --trainer.max_epochs {wanted}"
+                raise InputError(f"{self.folder} has {more}: rename it to begin anew, or give more")
         self._take_weights()
         if not trial:
             self._make_room()

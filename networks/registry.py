@@ -125,5 +125,6 @@ def _imported(path: str) -> Callable[..., nn.Module]:
         if isinstance(error, ModuleNotFoundError) and not module.startswith(error.name or ""):
             raise  # the user's module is there and misses another one
         close = difflib.get_close_matches(path, timm.list_models(), n=3)
-        hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() lists them"
+        lists = f"{module} has none of this name" if module in sys.modules else "timm.list_models() lists them"
+        hint = f"did you mean {', '.join(close)}?" if close else lists
         raise InputError(f"no network is called {path!r}; {hint}") from error

@@ -1,9 +1,12 @@
 """Run trials in processes, by Ray: on the cores and GPUs of this machine, or on a cluster."""
 
 import os
+import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -46,7 +49,7 @@ def run(
     lost: list[Trial] = []
     try:
         _check_fits(ray, pool, gpus)
-        with _progress() as progress:
+        with _stoppable(), _progress() as progress:
             bar = progress.add_task("trials", total=done + len(trials), completed=done)
             while waiting or running:
                 while waiting and (pool.workers is None or len(running) < pool.workers):
@@ -125,6 +128,24 @@ def _start(pool: Pool) -> Any:
             "takes RAY_AUTH_MODE=token in the environment, and its token in ~/.ray/auth_token"
         ) from error
     return ray
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Let SIGTERM and Ctrl-C end the search, and say how it goes on; Ray would show where in its code it was."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    except SystemExit:
+        print("stopped: finished trials are kept, and the same command goes on from there", file=sys.stderr)
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 def _first_line(error: Exception) -> str:

@@ -1,5 +1,6 @@
 """The dispatcher."""
 
+import os
 import subprocess
 import sys
 
@@ -21,3 +22,18 @@ def test_unknown_command_offers_the_nearest(capsys):
     with pytest.raises(SystemExit, match="2"):
         frugal.main(["tset"])
     assert capsys.readouterr().err == "frugal: error: no command 'tset'; did you mean test?\n"
+
+
+def test_a_reader_that_has_seen_enough_ends_the_command_quietly():
+    """As in `frugal count ... | head`, with and without a buffer."""
+    code = (
+        "import frugal, sys, types; sys.modules['say'] = types.SimpleNamespace(main=lambda given: print(*given)); "
+        "frugal.COMMANDS['say'] = ('', 'say'); frugal.main(['say', 'much'])"
+    )
+    for unbuffered in ("", "1"):
+        read, write = os.pipe()
+        os.close(read)
+        environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+        done = subprocess.run([sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, env=environment)
+        os.close(write)
+        assert (done.returncode, done.stderr) == (0, b"")

@@ -138,7 +138,8 @@ def load_ticket(path: str | Path, network: nn.Module | None = None) -> nn.Module
     try:
         _become(network, table, tensors, content)
     except (KeyError, RuntimeError) as error:
-        raise InputError(f"{path} is a ticket of another network: {str(error).splitlines()[-1].strip()}") from error
+        why = str(error).splitlines()[-1].strip()
+        raise InputError(f"{path} is a ticket of another network: {why}; give the config that it came from") from error
     return network.eval().requires_grad_(False)
 
 

@@ -58,6 +58,7 @@ COMMANDS = [
     ("rank -c small.yaml", 2, "'model.init_args.network_args.width' is not accepted: it is one of frugal fit"),
     ("search -c small.yaml", 1, "a search trains channel_search_net", "leave model.network and those out"),
     ("fit -c small.yaml --model.keep_fractoin 0.5", 2, "keep_fractoin", "did you mean keep_fraction?"),
+    ("fit -c small.yaml --trainer.max_epoch 1", 2, "trainer.max_epoch 1; did you mean max_epochs?"),
     ("fit -c small.yaml --weights_only false", 2, "unrecognized arguments: --weights_only"),
     ("fit -c small.yaml --trainer.callbacks+=callbacks.Distilation", 2, "Distilation"),
 ]

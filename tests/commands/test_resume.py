@@ -74,7 +74,9 @@ def test_a_run_that_is_done_is_left_as_it_is(here, capsys):
         run(*RESUME)
     assert not stop.value.code
     line = refused(capsys, *RESUME, "--trainer.max_epochs", 1)
-    assert line == "runs/small/seed0 has 2 epochs, more than --trainer.max_epochs 1"
+    assert (
+        line == "runs/small/seed0 has 2 epochs, more than --trainer.max_epochs 1: rename it to begin anew, or give more"
+    )
     assert contents() == before
 
 

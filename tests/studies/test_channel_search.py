@@ -219,6 +219,19 @@ def test_a_start_that_fails_is_told_in_a_line(monkeypatch):
         pool.run([], [Trial((8,), 0)], Pool(), "group", print, 0)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_search_that_is_stopped_says_how_it_goes_on(here, capsys, monkeypatch, number):
+    before = signal.getsignal(number)
+    monkeypatch.setattr("ray.wait", lambda *args, **options: os.kill(os.getpid(), number))
+    with pytest.raises(SystemExit) as stop:
+        search("--search.candidates", "0")
+    assert stop.value.code == 128 + number
+    assert capsys.readouterr().err.endswith(
+        "stopped: finished trials are kept, and the same command goes on from there\n"
+    )
+    assert signal.getsignal(number) == before
+
+
 DEADLY = """\
 import os, signal
 from lightning_modules import ReXNet
