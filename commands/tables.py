@@ -1,6 +1,7 @@
 """`frugal tables`: every table of the papers, with our figures beside theirs."""
 
 import json
+import sys
 
 from rich import box
 from rich.console import Console
@@ -56,8 +57,7 @@ def _show_markdown(method: str, paper: str, texts: list[table_text.Text]) -> Non
 
 
 def _show(method: str, paper: str, texts: list[table_text.Text]) -> None:
-    console = Console()
-    console = Console(width=None if console.is_terminal else WIDE)
+    console = Console(width=None if sys.stdout.isatty() else WIDE)
     console.print(f"\n[bold]{paper}[/]\nconfigs in configs/{method}/", highlight=False)
     for text in texts:
         shown = Table(title=f"\n{text.heading}", title_justify="left", caption="\n".join([*text.notes, text.about]))

@@ -54,6 +54,8 @@ MORE = " --model.help Biprop (or another class) lists the arguments of a model, 
 FROM_DATA = ("num_classes", "input_size")
 BY_SCORE = "the model's score: val/top1, of a detector val/box_ap"  # as --help shows it
 
+logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.msg)  # adverts
+
 
 def main(arguments: list[str]) -> None:
     """Run one of Lightning's subcommands; `arguments` begin with its name."""
@@ -63,7 +65,6 @@ def main(arguments: list[str]) -> None:
     warnings.filterwarnings("ignore", ".*(box|mask)_ap.*sync_dist=True.*")  # it is computed once, and sent to all
     warnings.filterwarnings("ignore", ".*Previous log files in this directory will be deleted.*")  # of an earlier test
     warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated")  # Lightning's own, with recent torch
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.msg)
     with ExitStack() as held, trainer_errors():
         FrugalCLI(arguments, held=held)
 

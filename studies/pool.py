@@ -134,15 +134,18 @@ def _start(pool: Pool) -> Any:
 def _stoppable() -> Iterator[None]:
     """Let SIGTERM and Ctrl-C end the search, and say how it goes on; Ray would show where in its code it was."""
 
+    stopped_by: list[int] = []  # an exit status would not come through Ray's calls
+
     def stop(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
+        stopped_by.append(number)
+        raise KeyboardInterrupt
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
-    except SystemExit:
+    except KeyboardInterrupt:
         print("stopped: finished trials are kept, and the same command goes on from there", file=sys.stderr)
-        raise
+        raise SystemExit(128 + stopped_by[0]) from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)

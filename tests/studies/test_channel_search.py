@@ -6,11 +6,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import ray
 
 import frugal
 from networks import InputError
@@ -222,7 +224,14 @@ def test_a_start_that_fails_is_told_in_a_line(monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_search_that_is_stopped_says_how_it_goes_on(here, capsys, monkeypatch, number):
     before = signal.getsignal(number)
-    monkeypatch.setattr("ray.wait", lambda *args, **options: os.kill(os.getpid(), number))
+    wait, timer = ray.wait, threading.Timer(0.2, os.kill, (os.getpid(), number))
+
+    def wait_and_be_stopped(*args, **options):
+        if timer.ident is None:
+            timer.start()
+        return wait(*args, **options)
+
+    monkeypatch.setattr("ray.wait", wait_and_be_stopped)
     with pytest.raises(SystemExit) as stop:
         search("--search.candidates", "0")
     assert stop.value.code == 128 + number
